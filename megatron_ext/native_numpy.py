@@ -1,0 +1,212 @@
+"""Numpy twins of the compiled operations in csrc/: the same values bit for bit, for machines without a compiler."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64Array = NDArray[np.int64]
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 0xFFFFFFFFFFFFFFFF
+_FEISTEL_ROUNDS = 8
+_NORMAL_BLOCK = 1 << 16
+
+# Coefficients of algorithm AS 241 (PPND16), lowest power first: |u - 1/2| <= 0.425, then the middle, then the tail.
+_CENTRAL = (
+    (3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
+     4.5921953931549871457e4, 6.7265770927008700853e4, 3.3430575583588128105e4, 2.5090809287301226727e3),
+    (1.0, 4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3,
+     2.1213794301586595867e4, 3.9307895800092710610e4, 2.8729085735721942674e4, 5.2264952788528545610e3),
+)  # fmt: skip
+_MIDDLE = (
+    (1.42343711074968357734e0, 4.63033784615654529590e0, 5.76949722146069140550e0, 3.64784832476320460504e0,
+     1.27045825245236838258e0, 2.41780725177450611770e-1, 2.27238449892691845833e-2, 7.74545014278341407640e-4),
+    (1.0, 2.05319162663775882187e0, 1.67638483018380384940e0, 6.89767334985100004550e-1,
+     1.48103976427480074590e-1, 1.51986665636164571966e-2, 5.47593808499534494600e-4, 1.05075007164441684324e-9),
+)  # fmt: skip
+_TAIL = (
+    (6.65790464350110377720e0, 5.46378491116411436990e0, 1.78482653991729133580e0, 2.96560571828504891230e-1,
+     2.65321895265761230930e-2, 1.24266094738807843860e-3, 2.71155556874348757815e-5, 2.01033439929228813265e-7),
+    (1.0, 5.99832206555887937690e-1, 1.36929880922735805310e-1, 1.48753612908506148525e-2,
+     7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15),
+)  # fmt: skip
+
+
+def mix64(z: int) -> int:
+    """splitmix64's finaliser: a bijection of 64-bit words, here on Python integers modulo 2^64.
+
+    Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
+    """
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def counter_normal(key: int, start: int, count: int) -> NDArray[np.float32]:
+    """Standard normal float32 `[count]`: element i depends on `key` and `start + i` alone.
+
+    Any slice of a longer call equals the call for that slice, so each rank fills just its part of a tensor.
+
+    Args:
+        key: the stream, in [0, 2^64).
+        start: index of the first element, >= 0.
+        count: number of elements, >= 0.
+
+    Source: splitmix64 (Steele et al. 2014) for the bits; Wichura 1988, algorithm AS 241, for the inverse normal.
+    """
+    if start < 0 or count < 0:
+        raise ValueError("counter_normal: start and count must not be negative")
+    mixed_key = np.uint64(mix64((key + _GOLDEN) & _MASK))
+    out = np.empty(count, np.float32)
+    for first in range(0, count, _NORMAL_BLOCK):
+        last = min(first + _NORMAL_BLOCK, count)
+        index = np.arange(start + first, start + last, dtype=np.int64).astype(np.uint64)
+        bits = _mix64_array(_mix64_array(index + np.uint64(_GOLDEN)) + mixed_key)
+        u = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+        out[first:last] = _inverse_normal(u).astype(np.float32)
+    return out
+
+
+def permute(key: int, size: int, indices: Int64Array) -> Int64Array:
+    """Images int64 `[k]` of `indices` int64 `[k]` under a bijection of [0, size) chosen by `key`.
+
+    Evaluated per index by a Feistel network with cycle walking: no array of `size` elements exists.
+
+    Raises:
+        ValueError: `size` is outside [1, 2^62].
+        IndexError: an index is outside [0, size).
+
+    Source: Luby and Rackoff 1988; Black and Rogaway 2002, "Ciphers with arbitrary finite domains".
+    """
+    if not 1 <= size <= 1 << 62:
+        raise ValueError("permute: size must be in [1, 2^62]")
+    indices = np.ascontiguousarray(indices, dtype=np.int64)
+    if indices.size and (indices.min() < 0 or indices.max() >= size):
+        raise IndexError("permute: an index is outside [0, size)")
+    half = 1
+    while half < 31 and 1 << (2 * half) < size:
+        half += 1
+    keys = [np.uint64(mix64((key + (r + 1) * _GOLDEN) & _MASK)) for r in range(_FEISTEL_ROUNDS)]
+    value = _feistel(indices.astype(np.uint64), keys, half)
+    outside = np.flatnonzero(value >= np.uint64(size))
+    while outside.size:
+        value[outside] = _feistel(value[outside], keys, half)
+        outside = outside[value[outside] >= np.uint64(size)]
+    return value.astype(np.int64)
+
+
+def blend(
+    weights: NDArray[np.float64], drawn: Int64Array, start: int, count: int
+) -> tuple[NDArray[np.int16], Int64Array, Int64Array]:
+    """Places start .. start+count-1 of a weighted mixture: (dataset int16, sample int64, drawn afterwards int64).
+
+    At each place the dataset farthest behind its share is drawn; of equal ones the first.
+
+    Args:
+        weights: float64 `[k]`, sum 1.
+        drawn: int64 `[k]`, samples drawn from each dataset before `start`; not changed.
+        start: the first place.
+        count: the number of places.
+
+    Source: megatron-core 0.16.1, helpers.cpp, build_blending_indices (same floating-point operations).
+    """
+    weights = np.asarray(weights, np.float64)
+    after = np.array(drawn, np.int64)
+    if not 1 <= len(weights) <= 32767:
+        raise ValueError("blend: 1 to 32767 datasets")
+    if len(after) != len(weights):
+        raise ValueError("blend: one count per weight is needed")
+    if start < 0 or count < 0:
+        raise ValueError("blend: start and count must not be negative")
+    dataset, sample = np.empty(count, np.int16), np.empty(count, np.int64)
+    for n in range(count):
+        best = int(np.argmax(weights * max(float(start + n), 1.0) - after))
+        dataset[n], sample[n] = best, after[best]
+        after[best] += 1
+    return dataset, sample, after
+
+
+def gather_tokens(tokens: NDArray, starts: Int64Array, ends: Int64Array, position: int, count: int) -> Int64Array:
+    """Tokens `[position : position + count]`, int64, of documents laid end to end in drawing order.
+
+    Args:
+        tokens: integer `[n]`, all documents.
+        starts: int64 `[d]`, where each drawn document begins in `tokens`.
+        ends: int64 `[d]`, inclusive prefix sums of the drawn documents' lengths.
+        position: first token wanted, in the concatenation.
+        count: number of tokens wanted.
+
+    Raises:
+        IndexError: the run reaches beyond the documents, or a document lies outside `tokens`.
+    """
+    if len(starts) != len(ends):
+        raise ValueError("gather_tokens: starts and ends differ in length")
+    if count < 0:
+        raise ValueError("gather_tokens: count must not be negative")
+    if position < 0 or count > (int(ends[-1]) if len(ends) else 0) - position:
+        raise IndexError("gather_tokens: the run reaches beyond the documents")
+    out = np.empty(count, np.int64)
+    document = int(np.searchsorted(ends, position, side="right"))
+    written = 0
+    while written < count:
+        begin = int(ends[document - 1]) if document else 0
+        offset = position + written - begin
+        length = min(int(ends[document]) - begin - offset, count - written)
+        source = int(starts[document]) + offset
+        if length < 0 or source < 0 or source > len(tokens) - length:
+            raise IndexError("gather_tokens: a document lies outside the tokens")
+        out[written : written + length] = tokens[source : source + length]
+        written += length
+        document += 1
+    return out
+
+
+def _mix64_array(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _feistel(value: NDArray[np.uint64], round_keys: list[np.uint64], half: int) -> NDArray[np.uint64]:
+    mask = np.uint64((1 << half) - 1)
+    left, right = value >> np.uint64(half), value & mask
+    for round_key in round_keys:
+        left, right = right, left ^ (_mix64_array(right + round_key) & mask)
+    return (left << np.uint64(half)) | right
+
+
+def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    value = np.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        value = value * x + coefficient
+    return value
+
+
+def _logarithm(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    mantissa, exponent = np.frexp(x)
+    small = mantissa < 0.70710678118654752440
+    mantissa = np.where(small, mantissa * 2.0, mantissa)
+    exponent = np.where(small, exponent - 1, exponent)
+    s = (mantissa - 1.0) / (mantissa + 1.0)
+    square = s * s
+    series = np.full_like(s, 1.0 / 23.0)
+    for k in range(21, 0, -2):
+        series = series * square + 1.0 / k
+    return 2.0 * s * series + exponent.astype(np.float64) * 0.69314718055994530942
+
+
+def _inverse_normal(u: NDArray[np.float64]) -> NDArray[np.float64]:
+    q = u - 0.5
+    central = np.abs(q) <= 0.425
+    z = np.empty_like(q)
+    inner = q[central]
+    r = 0.180625 - inner * inner
+    z[central] = inner * _polynomial(_CENTRAL[0], r) / _polynomial(_CENTRAL[1], r)
+    outer = q[~central]
+    r = np.sqrt(-_logarithm(np.where(outer < 0.0, u[~central], 1.0 - u[~central])))
+    middle = _polynomial(_MIDDLE[0], r - 1.6) / _polynomial(_MIDDLE[1], r - 1.6)
+    tail = _polynomial(_TAIL[0], r - 5.0) / _polynomial(_TAIL[1], r - 5.0)
+    magnitude = np.where(r <= 5.0, middle, tail)
+    z[~central] = np.where(outer < 0.0, -magnitude, magnitude)
+    return z
