@@ -1,0 +1,207 @@
+"""Everything that happens after a step, in the one order in which it happens.
+
+To do something every n iterations, add a hook here and put it in its place in `build_hooks`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_ext import log
+from megatron_ext.training.batch_size import total_iterations, total_samples
+from megatron_ext.training.flops import model_flops_per_step, tflops_per_rank
+from megatron_ext.training.log_line import Interval, LineSettings, evaluation_lines, training_line
+from megatron_ext.training.metrics import (
+    METRICS_FILE,
+    MetricsFile,
+    StepResult,
+    TrainState,
+    evaluation_record,
+    step_record,
+)
+from megatron_ext.training.progress import ProgressLine
+from megatron_ext.training.tensorboard import TensorBoardWriter
+
+if TYPE_CHECKING:
+    from megatron_ext.config import RunConfig
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a hook sees: the state after the step was counted, and what the step gave."""
+
+    state: TrainState
+    result: StepResult
+
+
+Hook = Callable[[StepContext], None]
+
+
+@dataclass(frozen=True)
+class HookParts:
+    """What the hooks are made from.
+
+    Attributes:
+        run: the resolved configuration.
+        start: the state in which this start of the program begins.
+        vocab_rows: rows of the output layer, padding included (for TFLOP/s).
+        is_logging_rank: true on the one rank that prints and writes files (the last one, as in Megatron-LM).
+        evaluate: mean validation loss per token now; collective, called on every rank; None without a validation set.
+        save: writes a checkpoint now; collective, called on every rank; None without --save.
+    """
+
+    run: RunConfig
+    start: TrainState
+    vocab_rows: int
+    is_logging_rank: bool
+    evaluate: Callable[[TrainState], float] | None = None
+    save: Callable[[TrainState], None] | None = None
+
+    def flops(self, result: StepResult) -> int:
+        """Model operations of a step over all ranks."""
+        return model_flops_per_step(self.run.model, self.vocab_rows, result.num_tokens, self.run.train.seq_length)
+
+    def tflops_per_rank(self, result: StepResult) -> float:
+        """TFLOP/s per rank of a step."""
+        return tflops_per_rank(self.flops(result), result.seconds, self.run.world_size)
+
+
+class Outputs:
+    """The files and lines of the logging rank; on every other rank each method does nothing.
+
+    Args:
+        parts: what the hooks are made from.
+    """
+
+    def __init__(self, parts: HookParts) -> None:
+        run, start, self._writes = parts.run, parts.start, parts.is_logging_rank
+        save = Path(run.checkpoint.save) if run.checkpoint.save and self._writes else None
+        tensorboard = run.logging.tensorboard_dir if self._writes else None
+        self._folder, self._start_iteration = save, start.iteration
+        self.metrics = MetricsFile(save / METRICS_FILE, start.iteration) if save else None
+        self.evaluations = {
+            split: MetricsFile(save / f"{split}.jsonl", start.iteration) for split in ("validation", "test") if save
+        }
+        self.tensorboard = TensorBoardWriter(Path(tensorboard), start) if tensorboard else None
+        self.progress = ProgressLine(
+            self._writes and run.logging.progress, total_iterations(run.train), start.iteration
+        )
+
+    def print_line(self, line: str) -> None:
+        """Print a line on the logging rank, above the progress line."""
+        if self._writes:
+            with self.progress.hidden():
+                log.info_any_rank(line)
+
+    def report_evaluation(self, state: TrainState, lm_loss: float, split: str = "validation") -> None:
+        """Print an evaluation and keep it in SPLIT.jsonl and TensorBoard; `split` is `validation` or `test`."""
+        at = f"iteration {state.iteration}" + ("" if split == "validation" else f" on {split} set")
+        for line in evaluation_lines(lm_loss, at):
+            self.print_line(line)
+        if split in self.evaluations:
+            self.evaluations[split].append(evaluation_record(state, lm_loss))
+        if self.tensorboard is not None:
+            self.tensorboard.write_evaluation(state, lm_loss, split)
+
+    def close(self) -> None:
+        """Finish every file; the progress line goes away."""
+        for output in (self.metrics, *self.evaluations.values(), self.tensorboard, self.progress):
+            if output is not None:
+                output.close()
+
+
+def build_hooks(parts: HookParts, outputs: Outputs) -> list[Hook]:
+    """The hooks of this rank, to be called in this order after every step; collective ones are on every rank."""
+    hooks: list[Hook | None] = []
+    if parts.is_logging_rank:
+        hooks += [log_line_hook(parts, outputs), metrics_hook(parts, outputs), tensorboard_hook(parts, outputs)]
+        hooks += [lambda context: outputs.progress.update(context.state, context.result)]
+    hooks += [evaluation_hook(parts, outputs), checkpoint_hook(parts), garbage_collection_hook(parts.run)]
+    return [hook for hook in hooks if hook is not None]
+
+
+def log_line_hook(parts: HookParts, outputs: Outputs) -> Hook:
+    """Print Megatron-LM's line every --log-interval iterations."""
+    run = parts.run
+    settings = LineSettings(
+        total_iterations(run.train), total_samples(run.train), run.world_size, run.logging.log_throughput
+    )
+    interval = Interval()
+
+    def print_training_line(context: StepContext) -> None:
+        nonlocal interval
+        interval.add(context.result, parts.flops(context.result))
+        if context.state.iteration % run.logging.log_interval == 0:
+            outputs.print_line(training_line(datetime.now(), context.state, interval, context.result, settings))
+            interval = Interval()
+
+    return print_training_line
+
+
+def metrics_hook(parts: HookParts, outputs: Outputs) -> Hook | None:
+    """Append every iteration to metrics.jsonl."""
+    metrics = outputs.metrics
+    if metrics is None:
+        return None
+    return lambda context: metrics.append(
+        step_record(context.state, context.result, parts.tflops_per_rank(context.result))
+    )
+
+
+def tensorboard_hook(parts: HookParts, outputs: Outputs) -> Hook | None:
+    """Write scalars every --tensorboard-log-interval iterations."""
+    writer, interval = outputs.tensorboard, parts.run.logging.tensorboard_log_interval
+    if writer is None:
+        return None
+
+    def write_scalars(context: StepContext) -> None:
+        if context.state.iteration % interval == 0:
+            writer.write_step(context.state, context.result, parts.tflops_per_rank(context.result))
+
+    return write_scalars
+
+
+def evaluation_hook(parts: HookParts, outputs: Outputs) -> Hook | None:
+    """Evaluate on the validation split every --eval-interval iterations; collective."""
+    evaluate, interval = parts.evaluate, parts.run.train.eval_interval
+    if evaluate is None or not interval:
+        return None
+
+    def evaluate_and_report(context: StepContext) -> None:
+        if context.state.iteration % interval == 0:
+            outputs.report_evaluation(context.state, evaluate(context.state))
+
+    return evaluate_and_report
+
+
+def checkpoint_hook(parts: HookParts) -> Hook | None:
+    """Save every --save-interval iterations; collective. After all other outputs, so that a resume finds them."""
+    save, interval = parts.save, parts.run.checkpoint.save_interval
+    if save is None or not interval:
+        return None
+
+    def save_checkpoint(context: StepContext) -> None:
+        if context.state.iteration % interval == 0:
+            save(context.state)
+
+    return save_checkpoint
+
+
+def garbage_collection_hook(run: RunConfig) -> Hook | None:
+    """With --manual-gc, collect on all ranks at the same iteration, so that they do not wait for each other in turn."""
+    interval = run.train.manual_gc_interval
+    if not run.train.manual_gc:
+        return None
+    gc.disable()
+    gc.collect()
+
+    def collect(context: StepContext) -> None:
+        if interval and context.state.iteration % interval == 0:
+            gc.collect()
+
+    return collect
