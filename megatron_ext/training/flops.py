@@ -31,7 +31,7 @@ def model_flops_per_step(model: ModelConfig, vocab_rows: int, num_tokens: int, s
     Source: arXiv:2104.04473, section 5.1, for grouped queries and a gated MLP; useful work only: arXiv:2204.02311, B.
     """
     hidden = model.hidden_size
-    query = model.num_attention_heads * model.head_dim
+    query = model.heads * model.head_dim
     key_and_value = 2 * model.query_groups * model.head_dim
     attention_weights = hidden * (query + key_and_value) + query * hidden
     mlp_weights = hidden * model.ffn_size * (3 if model.swiglu else 2)

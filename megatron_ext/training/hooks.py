@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_ext import log
-from megatron_ext.training.batch_size import total_iterations, total_samples
+from megatron_ext.training.batch_size import total_samples
 from megatron_ext.training.flops import model_flops_per_step, tflops_per_rank
 from megatron_ext.training.log_line import Interval, LineSettings, evaluation_lines, training_line
 from megatron_ext.training.metrics import (
@@ -88,9 +88,7 @@ class Outputs:
             split: MetricsFile(save / f"{split}.jsonl", start.iteration) for split in ("validation", "test") if save
         }
         self.tensorboard = TensorBoardWriter(Path(tensorboard), start) if tensorboard else None
-        self.progress = ProgressLine(
-            self._writes and run.logging.progress, total_iterations(run.train), start.iteration
-        )
+        self.progress = ProgressLine(self._writes and run.logging.progress, run.total_train_iters, start.iteration)
 
     def print_line(self, line: str) -> None:
         """Print a line on the logging rank, above the progress line."""
@@ -128,9 +126,7 @@ def build_hooks(parts: HookParts, outputs: Outputs) -> list[Hook]:
 def log_line_hook(parts: HookParts, outputs: Outputs) -> Hook:
     """Print Megatron-LM's line every --log-interval iterations."""
     run = parts.run
-    settings = LineSettings(
-        total_iterations(run.train), total_samples(run.train), run.world_size, run.logging.log_throughput
-    )
+    settings = LineSettings(run.total_train_iters, total_samples(run), run.world_size, run.logging.log_throughput)
     interval = Interval()
 
     def print_training_line(context: StepContext) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_ext.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from megatron_ext.config import OptimConfig, RunConfig, TrainConfig
+    from megatron_ext.config import RunConfig
 
 # Share of (max_lr - min_lr) left after a share r of the decay.
 _DECAY: dict[str, Callable[[float], float]] = {
@@ -107,7 +107,7 @@ def schedule_settings(run: RunConfig) -> dict[str, Any]:
     optim = run.optim
     if optim.lr is None:
         raise ConfigError("--lr is missing", fix="give the peak learning rate")
-    decay, warmup, wsd_decay, whole_run = _lengths_in_samples(optim, run.train)
+    decay, warmup, wsd_decay, whole_run = _lengths_in_samples(run)
     start_wd = optim.weight_decay if optim.start_weight_decay is None else optim.start_weight_decay
     end_wd = optim.weight_decay if optim.end_weight_decay is None else optim.end_weight_decay
     return {
@@ -210,19 +210,19 @@ def _decay_coefficient(schedule: Schedule, step: float) -> float:
     return _DECAY[schedule.lr_wsd_decay_style](float(step - anneal_start) / float(schedule.wsd_decay_steps))
 
 
-def _lengths_in_samples(optim: OptimConfig, train: TrainConfig) -> tuple[int, float, int | None, int]:
+def _lengths_in_samples(run: RunConfig) -> tuple[int, float, int | None, int]:
     """Decay, warm-up, WSD decay and whole run, in samples."""
+    optim, train, batch = run.optim, run.train, run.global_batch_size
     if train.train_iters is not None:
-        batch = train.global_batch_size
         whole_run = train.train_iters * batch
         decay = whole_run if optim.lr_decay_iters is None else optim.lr_decay_iters * batch
         wsd_decay = None if optim.lr_wsd_decay_iters is None else optim.lr_wsd_decay_iters * batch
-        warmup: float = (optim.lr_warmup_iters or 0) * batch
+        warmup: float = optim.lr_warmup_iters * batch
     elif train.train_samples is not None:
         whole_run = train.train_samples
         decay = whole_run if optim.lr_decay_samples is None else optim.lr_decay_samples
         wsd_decay = optim.lr_wsd_decay_samples
-        warmup = optim.lr_warmup_samples or 0
+        warmup = optim.lr_warmup_samples
     else:
         raise ConfigError("the length of the run is missing", fix="give --train-iters or --train-samples")
     if optim.lr_warmup_fraction is not None:

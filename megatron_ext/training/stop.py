@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
 from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from megatron_ext.training.batch_size import total_iterations
 from megatron_ext.training.metrics import TrainState
 
 if TYPE_CHECKING:
-    from megatron_ext.config import TrainConfig
+    from megatron_ext.config import RunConfig
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -83,40 +81,35 @@ class StopSignals:
         self.received = signal.Signals(number).name
 
 
-@dataclass(frozen=True)
 class StopConditions:
     """What may end the run, fixed when it starts.
 
-    Attributes:
-        train: --train-iters, --train-samples, --exit-interval, --exit-duration-in-mins.
+    Args:
+        run: --train-iters, --train-samples, --exit-interval, --exit-duration-in-mins.
         start_iteration: where this start of the program began; at least one iteration follows it, so that a run
             resumed at a multiple of --exit-interval goes on.
         started_at: `time.monotonic()` at the start of the program.
         signals: the noted signals.
     """
 
-    train: TrainConfig
-    start_iteration: int
-    started_at: float
-    signals: StopSignals
+    def __init__(self, run: RunConfig, start_iteration: int, started_at: float, signals: StopSignals) -> None:
+        self._last_iteration = run.total_train_iters
+        self._exit_interval = run.train.exit_interval
+        self._exit_minutes = run.train.exit_duration_in_mins
+        self._start_iteration, self._started_at, self._signals = start_iteration, started_at, signals
 
     def vote(self, state: TrainState) -> StopReason:
         """This rank's reason to stop now; rank-local, so the clock and the signal may differ between ranks.
 
         The caller agrees on the maximum over all ranks.
         """
-        train = self.train
-        if state.iteration >= total_iterations(train):
+        if state.iteration >= self._last_iteration:
             return StopReason.COMPLETE
-        if self.signals.received:
+        if self._signals.received:
             return StopReason.SIGNAL
-        minutes = (time.monotonic() - self.started_at) / 60.0
-        if train.exit_duration_in_mins and minutes > train.exit_duration_in_mins:
+        if self._exit_minutes and time.monotonic() - self._started_at > self._exit_minutes * 60.0:
             return StopReason.EXIT_DURATION
-        if (
-            train.exit_interval
-            and state.iteration > self.start_iteration
-            and state.iteration % train.exit_interval == 0
-        ):
+        stepped = state.iteration > self._start_iteration
+        if stepped and self._exit_interval and state.iteration % self._exit_interval == 0:
             return StopReason.EXIT_INTERVAL
         return StopReason.NONE
