@@ -1,0 +1,39 @@
+"""What is trained on, in which order, and the tokenizer that made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_ext.config.knob import Section, knob
+
+_BLEND = "PREFIX, or WEIGHT PREFIX WEIGHT PREFIX ..., or several PREFIXes weighted by their size"
+TOKENIZER_TYPES = (
+    "SentencePieceTokenizer",
+    "GPTSentencePieceTokenizer",
+    "Llama2Tokenizer",
+    "HuggingFaceTokenizer",
+    "NullTokenizer",
+)
+DATASET_ORDERS = ("permuted", "megatron", "sequential")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """Datasets, splits, order and tokenizer."""
+
+    data_path: tuple[str, ...] | None = knob(None, f"dataset to cut by --split: {_BLEND}")
+    train_data_path: tuple[str, ...] | None = knob(None, f"training dataset: {_BLEND}")
+    valid_data_path: tuple[str, ...] | None = knob(None, f"validation dataset: {_BLEND}")
+    test_data_path: tuple[str, ...] | None = knob(None, f"test dataset: {_BLEND}")
+    split: str = knob("969, 30, 1", "shares of --data-path for training, validation, test")
+    dataset_order: str = knob(
+        "permuted",
+        "order of the samples: permuted (computed per index), megatron (GPTDataset index for index), sequential, "
+        "or the path of an order file",
+    )
+    num_workers: int = knob(2, "loader processes per rank; 0 loads in the training process", bounds="[0, inf)")
+    eod_mask_loss: bool = knob(False, "no loss on end-of-document tokens")
+    reset_position_ids: bool = knob(False, "count positions from 0 again after each end of document")
+    tokenizer_type: str | None = knob(None, "kind of tokenizer the data was made with", choices=TOKENIZER_TYPES)
+    tokenizer_model: str | None = knob(None, "the tokenizer's file, or folder for HuggingFaceTokenizer")
+    data_cache_path: str | None = knob(None, "folder for the index arrays of --dataset-order megatron")

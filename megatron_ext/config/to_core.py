@@ -1,0 +1,236 @@
+"""The mapping to megatron-core 0.16.1: the only file that builds megatron-core's configuration objects.
+
+Imported after the device adapter is in place; each function takes the device that was chosen ("cpu" or "cuda").
+`UNMAPPED` lists the settings that megatron-core never sees, each with who reads it instead.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.transformer import TransformerConfig
+
+from megatron_ext.config.rules import RULES
+from megatron_ext.config.run import RunConfig, all_settings
+from megatron_ext.errors import ConfigError
+
+Built = TypeVar("Built")
+
+UNMAPPED: dict[str, str] = {
+    "max_position_embeddings": "GPTModel's max_sequence_length (model/)",
+    "position_embedding_type": "GPTModel's argument and our attention (model/)",
+    "rotary_base": "GPTModel's argument (model/)",
+    "rotary_percent": "GPTModel's argument (model/)",
+    "untie_embeddings_and_output_weights": "GPTModel's share_embeddings_and_output_weights (model/)",
+    "make_vocab_size_divisible_by": "padded vocabulary (model/counts.py)",
+    "vocab_size": "padded vocabulary (model/counts.py)",
+    "padded_vocab_size": "padded vocabulary (model/counts.py)",
+    "group_query_attention": "implied by num_query_groups, which is mapped",
+    "distributed_backend": "parallel/world.py",
+    "distributed_timeout_minutes": "parallel/world.py",
+    "device": "platform/",
+    "num_threads": "parallel/world.py",
+}
+
+_SAME_NAME_IN_OPTIMIZER = (
+    "optimizer",
+    "lr",
+    "min_lr",
+    "weight_decay",
+    "clip_grad",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_eps",
+    "sgd_momentum",
+    "loss_scale",
+    "initial_loss_scale",
+    "min_loss_scale",
+    "loss_scale_window",
+    "hysteresis",
+)
+
+
+def params_dtype(run: RunConfig) -> torch.dtype:
+    """The compute type: bfloat16, float16 or float32."""
+    if run.train.bf16:
+        return torch.bfloat16
+    return torch.float16 if run.train.fp16 else torch.float32
+
+
+def transformer_config(run: RunConfig, device: str) -> TransformerConfig:
+    """The architecture and layout as megatron-core's blocks and schedules read them.
+
+    Weights stay uninitialised (ours are a function of seed, name and index), fusions are off, and the loss is summed
+    per token, so that the mean over a batch does not depend on how it is cut.
+
+    Args:
+        run: settings that pass `check_rules`.
+        device: "cpu" or "cuda", where the model will live.
+
+    Raises:
+        ConfigError: megatron-core refuses the combination; its message with our flags in place of its names.
+    """
+    values = {**_architecture(run), **_layout(run, device), **_computation(run)}
+    return _build(TransformerConfig, values)
+
+
+def ddp_config(run: RunConfig, device: str) -> DistributedDataParallelConfig:
+    """Gradient buffers and their reduction over the data-parallel ranks.
+
+    Raises:
+        ConfigError: an overlap flag on a CPU (also when --device auto ended there).
+    """
+    parallel = run.parallel
+    refused = RULES["overlap_needs_a_gpu"].check(run.with_values(device=device))
+    if refused:
+        raise ConfigError(refused)
+    return _build(
+        DistributedDataParallelConfig,
+        {
+            "grad_reduce_in_fp32": run.grad_reduce_in_fp32,
+            "overlap_grad_reduce": parallel.overlap_grad_reduce,
+            "overlap_param_gather": parallel.overlap_param_gather,
+            "use_distributed_optimizer": parallel.use_distributed_optimizer,
+            "bucket_size": parallel.ddp_bucket_size,
+            "check_for_nan_in_grad": False,
+            "average_in_collective": False,
+        },
+    )
+
+
+def optimizer_config(run: RunConfig) -> OptimizerConfig:
+    """The update rule, its precision, clipping and loss scaling."""
+    optim = run.optim
+    values = {name: getattr(optim, name) for name in _SAME_NAME_IN_OPTIMIZER}
+    return _build(
+        OptimizerConfig,
+        {
+            **values,
+            "fp16": run.train.fp16,
+            "bf16": run.train.bf16,
+            "params_dtype": params_dtype(run),
+            "use_distributed_optimizer": run.parallel.use_distributed_optimizer,
+            "overlap_param_gather": run.parallel.overlap_param_gather,
+            "log_num_zeros_in_grad": run.logging.log_num_zeros_in_grad,
+        },
+    )
+
+
+def scheduler_arguments(run: RunConfig) -> dict[str, Any]:
+    """Arguments of megatron-core's OptimizerParamScheduler but the optimizer; every length in samples.
+
+    Source: Megatron-LM core_v0.16.1 training/training.py (get_optimizer_param_scheduler).
+    """
+    optim, train = run.optim, run.train
+    if train.train_iters is not None:
+        batch = run.global_batch_size
+        total, decay = train.train_iters * batch, (optim.lr_decay_iters or train.train_iters) * batch
+        warmup, wsd = optim.lr_warmup_iters * batch, (optim.lr_wsd_decay_iters or 0) * batch
+    else:
+        total = train.train_samples or 0
+        decay = optim.lr_decay_samples or total
+        warmup, wsd = optim.lr_warmup_samples, optim.lr_wsd_decay_samples or 0
+    constant = optim.weight_decay_incr_style == "constant"
+    return {
+        "init_lr": optim.lr_warmup_init,
+        "max_lr": optim.lr,
+        "min_lr": optim.min_lr,
+        "lr_warmup_steps": warmup if optim.lr_warmup_fraction is None else optim.lr_warmup_fraction * decay,
+        "lr_decay_steps": decay,
+        "lr_decay_style": optim.lr_decay_style,
+        "start_wd": optim.weight_decay if constant else optim.start_weight_decay,
+        "end_wd": optim.weight_decay if constant else optim.end_weight_decay,
+        "wd_incr_steps": total,
+        "wd_incr_style": optim.weight_decay_incr_style,
+        "use_checkpoint_opt_param_scheduler": run.checkpoint.use_checkpoint_opt_param_scheduler,
+        "override_opt_param_scheduler": run.checkpoint.override_opt_param_scheduler,
+        "wsd_decay_steps": wsd or None,
+        "lr_wsd_decay_style": optim.lr_wsd_decay_style,
+    }
+
+
+def _architecture(run: RunConfig) -> dict[str, Any]:
+    model = run.model
+    return {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.query_groups,
+        "kv_channels": model.head_dim,
+        "normalization": model.normalization,
+        "layernorm_epsilon": model.layernorm_epsilon,
+        "gated_linear_unit": model.swiglu,
+        "activation_func": F.silu if model.swiglu else F.gelu,
+        "add_bias_linear": model.add_bias_linear,
+        "add_qkv_bias": model.add_qkv_bias,
+        "hidden_dropout": model.hidden_dropout,
+        "attention_dropout": model.attention_dropout,
+        "init_method_std": model.init_method_std,
+    }
+
+
+def _layout(run: RunConfig, device: str) -> dict[str, Any]:
+    parallel, chunks = run.parallel, run.virtual_pipeline_model_parallel_size
+    overlap = device == "cuda" and chunks is not None
+    return {
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": chunks,
+        "context_parallel_size": parallel.context_parallel_size,
+        "sequence_parallel": parallel.sequence_parallel,
+        "pipeline_dtype": params_dtype(run),
+        "variable_seq_lengths": False,
+        "overlap_p2p_comm": overlap,
+        "batch_p2p_comm": device == "cuda" and not overlap,
+        "deallocate_pipeline_outputs": True,
+        "tp_comm_overlap": False,
+    }
+
+
+def _computation(run: RunConfig) -> dict[str, Any]:
+    train = run.train
+    return {
+        "use_cpu_initialization": True,
+        "perform_initialization": False,
+        "calculate_per_token_loss": True,
+        "fp16": train.fp16,
+        "bf16": train.bf16,
+        "params_dtype": params_dtype(run),
+        "attention_softmax_in_fp32": train.attention_softmax_in_fp32,
+        "recompute_granularity": train.recompute_granularity,
+        "recompute_method": train.recompute_method,
+        "recompute_num_layers": train.recompute_num_layers,
+        "recompute_modules": None if train.recompute_modules is None else list(train.recompute_modules),
+        "distribute_saved_activations": False,
+        "bias_activation_fusion": False,
+        "masked_softmax_fusion": False,
+        "bias_dropout_fusion": False,
+        "apply_rope_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "persist_layer_norm": False,
+        "cross_entropy_loss_fusion": False,
+        "transformer_impl": "local",
+    }
+
+
+def _build(make: Callable[..., Built], values: dict[str, Any]) -> Built:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make(**values)
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"megatron-core refuses these settings: {_with_our_flags(str(error))}") from error
+
+
+def _with_our_flags(message: str) -> str:
+    known = all_settings()
+    names = "|".join(sorted(map(re.escape, known), key=len, reverse=True))
+    return re.sub(rf"(?<![\w-])(?:self\.)?({names})\b", lambda found: known[found.group(1)].flag, message)

@@ -1,0 +1,72 @@
+"""How long, how much at a time, in which precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_ext.config.knob import Section, knob
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """Batches, length of the run, evaluation, precision, recomputation."""
+
+    seq_length: int | None = knob(None, "length of a training sequence, s", unit="tokens", bounds="[1, inf)")
+    micro_batch_size: int | None = knob(
+        None, "sequences in one forward pass of a data-parallel rank, b", unit="samples", bounds="[1, inf)"
+    )
+    global_batch_size: int | None = knob(
+        None,
+        "sequences in one optimizer step; absent: --micro-batch-size x data-parallel size",
+        unit="samples",
+        bounds="[1, inf)",
+    )
+    rampup_batch_size: tuple[int, ...] | None = knob(
+        None,
+        "START INCREMENT SAMPLES: grow the global batch from START by INCREMENT over the first SAMPLES samples",
+        unit="samples",
+        bounds="[1, inf)",
+        length=3,
+    )
+    train_iters: int | None = knob(None, "optimizer steps to train", unit="iterations", bounds="[1, inf)")
+    train_samples: int | None = knob(
+        None, "sequences to train on, the other way to say how long", unit="samples", bounds="[1, inf)"
+    )
+    exit_interval: int | None = knob(
+        None, "save and exit when the iteration is a multiple of this", unit="iterations", bounds="[1, inf)"
+    )
+    exit_duration_in_mins: float | None = knob(None, "save and exit after this long", unit="minutes", bounds="(0, inf)")
+    exit_signal_handler: bool = knob(True, "on SIGTERM finish the step, save and exit 0")
+    seed: int = knob(1234, "seed of the weights, of dropout and of the sample order", bounds="[0, 4294967295]")
+    eval_iters: int = knob(100, "batches of one evaluation; 0 does not evaluate", unit="batches", bounds="[0, inf)")
+    eval_interval: int = knob(1000, "steps between evaluations", unit="iterations", bounds="[1, inf)")
+    skip_train: bool = knob(False, "evaluate only")
+    bf16: bool = knob(False, "compute in bfloat16, optimizer state in fp32")
+    fp16: bool = knob(False, "compute in float16 with loss scaling, optimizer state in fp32")
+    accumulate_allreduce_grads_in_fp32: bool = knob(
+        False, "accumulate and reduce gradients in fp32 (always so with --bf16 and in fp32)"
+    )
+    recompute_granularity: str | None = knob(
+        None,
+        "recompute activations in the backward pass: whole layers, or chosen modules",
+        choices=("full", "selective"),
+    )
+    recompute_method: str | None = knob(
+        None,
+        "with full recomputation: checkpoint groups of layers evenly, or the first layers of each stage",
+        choices=("uniform", "block"),
+    )
+    recompute_num_layers: int | None = knob(
+        None,
+        "with full recomputation: layers in a group (uniform) or layers to recompute (block)",
+        unit="layers",
+        bounds="[1, inf)",
+    )
+    recompute_modules: tuple[str, ...] | None = knob(
+        None, "with selective recomputation: what to recompute; absent: core_attn", choices=("core_attn", "mlp")
+    )
+    attention_softmax_in_fp32: bool = knob(False, "compute the attention softmax in fp32")
+    manual_gc: bool = knob(False, "collect Python garbage only when asked, at the same step on all ranks")
+    manual_gc_interval: int = knob(
+        0, "steps between collections with --manual-gc; 0 never collects", unit="iterations", bounds="[0, inf)"
+    )
