@@ -123,39 +123,6 @@ def optimizer_config(run: RunConfig) -> OptimizerConfig:
     )
 
 
-def scheduler_arguments(run: RunConfig) -> dict[str, Any]:
-    """Arguments of megatron-core's OptimizerParamScheduler but the optimizer; every length in samples.
-
-    Source: Megatron-LM core_v0.16.1 training/training.py (get_optimizer_param_scheduler).
-    """
-    optim, train = run.optim, run.train
-    if train.train_iters is not None:
-        batch = run.global_batch_size
-        total, decay = train.train_iters * batch, (optim.lr_decay_iters or train.train_iters) * batch
-        warmup, wsd = optim.lr_warmup_iters * batch, (optim.lr_wsd_decay_iters or 0) * batch
-    else:
-        total = train.train_samples or 0
-        decay = optim.lr_decay_samples or total
-        warmup, wsd = optim.lr_warmup_samples, optim.lr_wsd_decay_samples or 0
-    constant = optim.weight_decay_incr_style == "constant"
-    return {
-        "init_lr": optim.lr_warmup_init,
-        "max_lr": optim.lr,
-        "min_lr": optim.min_lr,
-        "lr_warmup_steps": warmup if optim.lr_warmup_fraction is None else optim.lr_warmup_fraction * decay,
-        "lr_decay_steps": decay,
-        "lr_decay_style": optim.lr_decay_style,
-        "start_wd": optim.weight_decay if constant else optim.start_weight_decay,
-        "end_wd": optim.weight_decay if constant else optim.end_weight_decay,
-        "wd_incr_steps": total,
-        "wd_incr_style": optim.weight_decay_incr_style,
-        "use_checkpoint_opt_param_scheduler": run.checkpoint.use_checkpoint_opt_param_scheduler,
-        "override_opt_param_scheduler": run.checkpoint.override_opt_param_scheduler,
-        "wsd_decay_steps": wsd or None,
-        "lr_wsd_decay_style": optim.lr_wsd_decay_style,
-    }
-
-
 def _architecture(run: RunConfig) -> dict[str, Any]:
     model = run.model
     return {
