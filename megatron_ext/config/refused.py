@@ -113,7 +113,8 @@ _REASONS: tuple[tuple[str, str], ...] = (
     (
         "the communication schedule is chosen from the device and the layout",
         "--no-overlap-p2p-communication --overlap-p2p-communication-warmup-flush --no-align-grad-reduce "
-        "--no-align-param-gather --overlap-param-gather-with-optimizer-step --ddp-average-in-collective --ddp-num-buckets "
+        "--no-align-param-gather --overlap-param-gather-with-optimizer-step --ddp-average-in-collective "
+        "--ddp-num-buckets "
         "--ddp-pad-buckets-for-high-nccl-busbw --ddp-reduce-scatter-with-fp32-accumulation --delay-wgrad-compute "
         "--defer-embedding-wgrad-compute --wgrad-deferral-limit --microbatch-group-size-per-virtual-pipeline-stage "
         "--no-scatter-gather-tensors-in-pipeline --use-ring-exchange-p2p --pipeline-model-parallel-comm-backend "
