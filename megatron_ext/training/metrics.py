@@ -96,8 +96,8 @@ class StepResult:
 
 
 def perplexity(lm_loss: float) -> float:
-    """exp(loss), with the exponent held at 20 as Megatron-LM does, so that an early value stays printable."""
-    return math.exp(min(MAX_PERPLEXITY_EXPONENT, lm_loss))
+    """exp(loss), with the exponent held at 20 as Megatron-LM does, so that early values stay printable; NaN of NaN."""
+    return lm_loss if math.isnan(lm_loss) else math.exp(min(MAX_PERPLEXITY_EXPONENT, lm_loss))
 
 
 def step_record(state: TrainState, result: StepResult, tflops_per_rank: float) -> dict[str, Any]:

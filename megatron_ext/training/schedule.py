@@ -130,7 +130,7 @@ def reconcile(saved: dict[str, Any] | None, current: dict[str, Any], override: b
     """The settings that a resumed run follows, from the checkpoint's and the flags'.
 
     They must agree, because a changed length or rate bends the curve in the middle. `override`
-    (--override-opt-param-scheduler) lets the flags win, `use_saved` (--use-checkpoint-opt-param-scheduler) the
+    (--override-opt_param-scheduler) lets the flags win, `use_saved` (--use-checkpoint-opt_param-scheduler) the
     checkpoint. Without a checkpoint (`saved` None) the flags hold.
 
     Raises:
@@ -139,7 +139,7 @@ def reconcile(saved: dict[str, Any] | None, current: dict[str, Any], override: b
     """
     if override and use_saved:
         raise ConfigError(
-            "--override-opt-param-scheduler and --use-checkpoint-opt-param-scheduler exclude each other",
+            "--override-opt_param-scheduler and --use-checkpoint-opt_param-scheduler exclude each other",
             "the first lets the flags win, the second the checkpoint",
         )
     differing = [name for name in current if name in (saved or {}) and saved[name] != current[name]]
@@ -151,8 +151,8 @@ def reconcile(saved: dict[str, Any] | None, current: dict[str, Any], override: b
     raise CheckpointError(
         f"the checkpoint was trained with another learning-rate or weight-decay schedule: {values}",
         "lengths are in samples",
-        "give the flags of the first start, or let the new ones win with --override-opt-param-scheduler, "
-        "or the checkpoint's with --use-checkpoint-opt-param-scheduler",
+        "give the flags of the first start, or let the new ones win with --override-opt_param-scheduler, "
+        "or the checkpoint's with --use-checkpoint-opt_param-scheduler",
     )
 
 
