@@ -1,0 +1,1 @@
+"""Sharded checkpoints over megatron-core's dist_checkpointing: atomic, verified, readable under any layout."""

@@ -1,0 +1,87 @@
+"""AdamW and SGD that keep the step count in the parameter group and create their state at once.
+
+The step of torch's own AdamW is a tensor per parameter, which megatron-core's reshardable checkpoint of the
+distributed optimizer cannot load; Transformer Engine keeps it in the group, and so do we. State that exists from
+the start makes a checkpoint at step 0 the same kind of object as any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.optim.adamw import adamw
+
+
+class AdamW(torch.optim.AdamW):
+    """Decoupled weight decay Adam with fp32 state, fused on CPU and CUDA.
+
+    theta <- theta - lr * (m_hat / (sqrt(v_hat) + eps) + weight_decay * theta).
+
+    Source: arXiv:1711.05101, algorithm 2.
+    """
+
+    state_names = ("exp_avg", "exp_avg_sq")
+
+    def init_state(self) -> None:
+        """Give every parameter zero moments; called again after the distributed optimizer has cut the parameters."""
+        for group in self.param_groups:
+            group.setdefault("step", 0)
+            for parameter in group["params"]:
+                if not self.state[parameter]:
+                    self.state[parameter] = {name: torch.zeros_like(parameter.data) for name in self.state_names}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; counts one step in every group."""
+        del closure
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                _adamw_update(parameters, self.state, group)
+
+
+class SGD(torch.optim.SGD):
+    """SGD with momentum: v <- momentum * v + (grad + weight_decay * theta); theta <- theta - lr * v."""
+
+    state_names = ("momentum_buffer",)
+
+    def init_state(self) -> None:
+        """Give every parameter a zero momentum, which makes the first step that of torch's SGD."""
+        for group in self.param_groups:
+            group.setdefault("step", 0)
+            for parameter in group["params"]:
+                if not self.state[parameter]:
+                    self.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter.data)}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; counts one step in every group."""
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+        super().step(closure)
+
+
+def _adamw_update(parameters: Iterable[torch.Tensor], state: dict[torch.Tensor, Any], group: dict[str, Any]) -> None:
+    parameters = list(parameters)
+    beta1, beta2 = group["betas"]
+    # the fused kernel adds one to each step tensor before it uses it
+    steps = [torch.tensor(float(group["step"] - 1), device=parameters[0].device) for _ in parameters]
+    adamw(
+        parameters,
+        [parameter.grad for parameter in parameters],
+        [state[parameter]["exp_avg"] for parameter in parameters],
+        [state[parameter]["exp_avg_sq"] for parameter in parameters],
+        [],
+        steps,
+        fused=True,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )

@@ -1,0 +1,33 @@
+"""The device: one interface, two implementations, chosen by what is there."""
+
+from __future__ import annotations
+
+from megatron_ext.errors import ConfigError
+from megatron_ext.platform.interface import Platform
+
+
+def select_platform(device: str) -> Platform:
+    """Return the platform for `--device` auto, cpu or cuda; nothing is activated yet.
+
+    Raises:
+        ConfigError: `--device cuda` where torch sees no CUDA device.
+    """
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise ConfigError(
+            "--device cuda was asked for, but torch sees no CUDA device",
+            f"torch {torch.__version__} reports torch.cuda.is_available() = False",
+            "use --device auto or --device cpu, or run tools/doctor.py to see what is installed",
+        )
+    if device == "cuda" or (device == "auto" and has_cuda):
+        from megatron_ext.platform.cuda import CudaPlatform
+
+        return CudaPlatform()
+    from megatron_ext.platform.cpu import CpuPlatform
+
+    return CpuPlatform()
+
+
+__all__ = ["Platform", "select_platform"]

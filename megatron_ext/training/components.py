@@ -1,0 +1,77 @@
+"""What a training run is made of, built once and passed to whoever works on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+
+from megatron_ext.config import RunConfig
+from megatron_ext.config.to_core import ddp_config
+from megatron_ext.model.gpt import PretrainGPT, build_model
+from megatron_ext.optim.build import build_optimizer
+from megatron_ext.parallel.world import World
+from megatron_ext.training.schedule import Schedule, schedule_settings
+
+if TYPE_CHECKING:
+    from megatron_ext.data.datasets import Datasets
+    from megatron_ext.tokenizer import Tokenizer
+
+
+@dataclass
+class Components:
+    """The parts of one run on this rank.
+
+    Attributes:
+        run: the resolved configuration.
+        world: this rank among all.
+        tokenizer: what the data was made with.
+        datasets: training, validation and test views, the same on every rank.
+        chunks: this rank's model chunks in megatron-core's data parallelism; one, or one per virtual stage.
+        optimizer: megatron-core's optimizer over our update rule.
+        schedule: learning rate and weight decay.
+    """
+
+    run: RunConfig
+    world: World
+    tokenizer: Tokenizer
+    datasets: Datasets
+    chunks: list[DistributedDataParallel]
+    optimizer: MegatronOptimizer
+    schedule: Schedule
+
+    @property
+    def models(self) -> list[PretrainGPT]:
+        """The model chunks without their wrapper."""
+        return [chunk.module for chunk in self.chunks]
+
+
+def build_components(run: RunConfig, world: World, tokenizer: Tokenizer, datasets: Datasets) -> Components:
+    """Build model, gradient buffers, optimizer and schedule; every rank calls it."""
+    models = build_model(run, tokenizer.vocab_size, world.device.type)
+    chunks = wrap_data_parallel(run, models, world.device.type)
+    optimizer = build_optimizer(run, chunks)
+    core = models[0].config
+    # the callables that megatron-core's schedules ask for
+    core.finalize_model_grads_func = finalize_model_grads
+    core.grad_scale_func = optimizer.scale_loss
+    no_sync = [chunk.no_sync for chunk in chunks]
+    core.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+    schedule = Schedule.from_settings(schedule_settings(run))
+    return Components(run, world, tokenizer, datasets, chunks, optimizer, schedule)
+
+
+def wrap_data_parallel(run: RunConfig, models: list[PretrainGPT], device: str) -> list[DistributedDataParallel]:
+    """Give each model chunk its gradient buffers; buckets of later chunks are reduced as one (Megatron-LM's rule)."""
+    config = ddp_config(run, device)
+    if config.bucket_size is None:
+        # megatron-core's default: larger buckets for larger data-parallel groups, so that a ring stays busy
+        config.bucket_size = max(40_000_000, 1_000_000 * run.data_parallel_size)
+    if not config.overlap_grad_reduce:
+        config.bucket_size = None
+    return [
+        DistributedDataParallel(model.config, config, model, disable_bucketing=index > 0)
+        for index, model in enumerate(models)
+    ]

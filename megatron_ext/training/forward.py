@@ -1,0 +1,51 @@
+"""One micro-batch through this rank's stage, and its loss: what megatron-core's schedules call."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
+
+
+def forward_step(micro_batches: Iterator[Batch] | None, model: torch.nn.Module) -> tuple[Tensor, LossFunction]:
+    """Run one micro-batch through `model`.
+
+    Args:
+        micro_batches: yields tokens, labels, position_ids (int64 `[b, s]`) and loss_mask (fp32 `[b, s]`); None on
+            stages that have neither embedding nor output layer.
+        model: a model chunk of this rank.
+
+    Returns:
+        The stage's output: fp32 losses `[b, s]` on the last stage, hidden states `[s, b, h]` elsewhere; and the
+        function that sums the losses.
+    """
+    if micro_batches is None:
+        return model(None, None, None), _no_loss
+    batch = next(micro_batches)
+    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+    return output, functools.partial(sum_losses, batch["loss_mask"])
+
+
+def sum_losses(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return the summed loss, the number of tokens it counts, and both for the report.
+
+    The division by the tokens of the whole global batch happens once, after all gradients are summed, so that the
+    mean does not depend on how the batch was cut into micro-batches and ranks (law L1).
+
+    Args:
+        loss_mask: fp32 `[b, s]`, 0 where a token is not counted.
+        losses: fp32 `[b, s]`.
+    """
+    total = (losses * loss_mask).sum()
+    counted = loss_mask.sum()
+    report = torch.stack([total.detach(), counted])
+    return total, counted.to(torch.int), {"loss and tokens": report}
+
+
+def _no_loss(_: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    raise AssertionError("only the last stage computes a loss, and it reads the data")

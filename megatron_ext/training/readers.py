@@ -1,0 +1,52 @@
+"""Opens the micro-batches for the model chunks of this rank that read data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from megatron_ext.data.loader import LoaderConfig, MicroBatches
+from megatron_ext.training.components import Components
+from megatron_ext.training.step import Readers
+
+if TYPE_CHECKING:
+    from megatron_ext.data.datasets import View
+
+
+@contextmanager
+def open_readers(
+    parts: Components, view: View, start_sample: int, global_batch_size: Callable[[int], int]
+) -> Iterator[Readers]:
+    """Yield one reader per model chunk, from `start_sample` of `view` on; close them at the end. Rank-local.
+
+    Every tensor-parallel rank reads the same samples itself: a mapped file costs less than a broadcast. Chunks that
+    hold neither the embedding nor the output layer read nothing.
+    """
+    run, at = parts.run, parts.world.at
+    settings = LoaderConfig(
+        micro_batch_size=run.train.micro_batch_size,
+        dp_rank=at.dp_rank,
+        dp_size=parts.world.grid.dp_size,
+        num_workers=run.data.num_workers,
+        eod_id=parts.tokenizer.eod_id,
+        eod_mask_loss=run.data.eod_mask_loss,
+        reset_position_ids=run.data.reset_position_ids,
+    )
+    with ExitStack() as stack:
+        readers: Readers = []
+        for model in parts.models:
+            if model.pre_process or model.post_process:
+                batches = MicroBatches(view, start_sample, global_batch_size, settings)
+                stack.callback(batches.close)
+                readers.append(_to_device(batches, parts))
+            else:
+                readers.append(None)
+        yield readers
+
+
+def _to_device(batches: MicroBatches, parts: Components) -> Iterator[dict]:
+    device = parts.world.device
+    if device.type == "cpu":
+        return iter(batches)
+    return ({name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()} for batch in batches)
