@@ -55,8 +55,8 @@ class Architecture:
     def check_model(self, model: Any) -> None:
         """Raise ConversionError, naming every field and both values, unless this architecture can hold `model`.
 
-        A ModelConfig field that no row, no requirement and no stated exemption knows must have its default: a new knob is
-        refused here until the table says what becomes of it.
+        A ModelConfig field that no row, no requirement and no stated exemption knows must have its default: a new
+        knob is refused here until the table says what becomes of it.
         """
         known = {name for row in self.config for name in row.ours} | set(self.requires) | TRAINING_ONLY
         failures = [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_ext.atomic import fsync_path, publish_folder
 from megatron_ext.errors import ConversionError
 
 
@@ -38,19 +38,10 @@ def published_folder(target: Path) -> Iterator[Path]:
         yield beside
         for path in [*beside.rglob("*"), beside]:
             path.chmod(0o755 if path.is_dir() else 0o644)
-            _flush(path)
+            fsync_path(path)
         if target.is_dir():
             target.rmdir()
-        beside.rename(target)
-        _flush(target.parent)
+        publish_folder(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -21,7 +21,8 @@ Shape = tuple[int, ...]
 class Sizes:
     """The numbers behind the letters.
 
-    `h` hidden, `f` ffn, `np` heads, `ng` query groups, `hn` head size; `v` is the tokenizer's vocabulary, `vp` the rows that the training side holds, `vp >= v`.
+    `h` hidden, `f` ffn, `np` heads, `ng` query groups, `hn` head size; `v` is the
+    tokenizer's vocabulary, `vp` the rows that the training side holds, `vp >= v`.
     """
 
     layers: int

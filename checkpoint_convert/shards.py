@@ -1,8 +1,8 @@
 """Safetensors shards written tensor by tensor, and read back from a folder.
 
-The library's own writer wants a whole shard in memory; this one needs the current tensor only, because names, shapes and
-dtypes are known before the first is read. File: 8 bytes little-endian length of the header, the header (JSON: name ->
-dtype, shape, begin and end), the elements of each tensor in turn, little-endian, row-major.
+The library's own writer wants a whole shard in memory; this one needs the current tensor only, because names, shapes
+and dtypes are known before the first is read. File: 8 bytes little-endian length of the header, the header (JSON:
+name -> dtype, shape, begin and end), the elements of each tensor in turn, little-endian, row-major.
 Source: https://github.com/huggingface/safetensors, README, "Format".
 """
 
