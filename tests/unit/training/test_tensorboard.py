@@ -1,0 +1,71 @@
+"""Megatron-LM's tags, and one value per step over a kill and a resume."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from megatron_ext.training.metrics import StepResult, TrainState
+from megatron_ext.training.tensorboard import TensorBoardWriter
+
+EACH_STEP = ["learning-rate", "batch-size", "lm loss", "loss-scale", "grad-norm", "num-zeros", "params-norm"]
+
+
+def train(writer: TensorBoardWriter, state: TrainState, until: int, life: float) -> None:
+    while state.iteration < until:
+        result = StepResult(
+            lm_loss=life, learning_rate=0.5, global_batch_size=4, num_tokens=40, seconds=2.0,
+            grad_norm=1.5, loss_scale=8.0, params_norm=3.0, num_zeros=2,
+        )  # fmt: skip
+        state.advance(result)
+        writer.write_step(state, result, tflops_per_rank=0.25)
+
+
+def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tags_and_values(tmp_path: Path):
+    state = TrainState()
+    writer = TensorBoardWriter(tmp_path, state)
+    train(writer, state, 2, life=3.0)
+    writer.write_evaluation(state, 2.0, "validation")
+    writer.close()
+    by_iteration, by_samples = scalars(tmp_path), scalars(tmp_path / "vs_samples")
+    evaluation = ["lm loss validation", "lm loss validation ppl"]
+    assert set(by_iteration) == {*EACH_STEP, *evaluation, "iteration-time", "throughput", "tokens-per-s"}
+    assert set(by_samples) == {f"{tag} vs samples" for tag in (*EACH_STEP, *evaluation)}
+    assert by_iteration["lm loss"] == [(1, 3.0), (2, 3.0)]
+    assert by_samples["lm loss vs samples"] == [(4, 3.0), (8, 3.0)]
+    assert by_iteration["tokens-per-s"] == [(1, 20.0), (2, 20.0)]
+    assert by_iteration["throughput"][0] == (1, 0.25)
+    assert by_iteration["lm loss validation ppl"] == [(2, pytest.approx(math.exp(2.0), rel=1e-6))]
+
+
+def test_a_resume_leaves_one_value_per_step(tmp_path: Path):
+    state = TrainState()
+    first = TensorBoardWriter(tmp_path, state)
+    train(first, state, 10, life=1.0)
+    first.close()
+    resumed = TrainState(iteration=6, consumed_samples=24, consumed_tokens=240)
+    second = TensorBoardWriter(tmp_path, resumed)
+    train(second, resumed, 8, life=2.0)
+    second.close()
+    lives = [1.0] * 6 + [2.0] * 2
+    assert scalars(tmp_path)["lm loss"] == list(zip(range(1, 9), lives, strict=True))
+    assert scalars(tmp_path / "vs_samples")["lm loss vs samples"] == list(zip(range(4, 36, 4), lives, strict=True))
+
+
+def test_what_was_not_computed_is_not_written(tmp_path: Path):
+    state, result = TrainState(), StepResult(1.0, 0.5, 4, 40, 2.0)
+    writer = TensorBoardWriter(tmp_path, state)
+    state.advance(result)
+    writer.write_step(state, result, 0.0)
+    writer.close()
+    assert not {"grad-norm", "num-zeros", "params-norm", "loss-scale"} & set(scalars(tmp_path))
