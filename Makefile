@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-CODE := pretrain_gpt.py setup.py megatron_ext checkpoint_convert tools benchmarks tests
+CODE := pretrain_gpt.py setup.py megatron_ext checkpoint_convert tools examples benchmarks tests
 TYPED := megatron_ext checkpoint_convert tools
 FAST := -m "not dist and not e2e and not gpu"
 SLOW := -m "(dist or e2e) and not gpu"

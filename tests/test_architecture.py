@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "benchmarks": {"megatron_ext", "checkpoint_convert", "tools", "benchmarks"},
     "pretrain_gpt.py": {"megatron_ext"},
     "setup.py": set(),
+    "examples": set(),
 }
 OUR_PACKAGES = {"megatron_ext", "checkpoint_convert", "tools", "benchmarks", "tests", "pretrain_gpt", "setup"}
 
@@ -41,7 +42,7 @@ CORE_CONFIGS = {
 }  # fmt: skip
 GROUP_STARTERS = {"init_process_group", "initialize_model_parallel", "new_group", "new_subgroups", "init_device_mesh"}
 FORBIDDEN_STEMS = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
-PRINTING = ("tools", "benchmarks", "setup.py", "megatron_ext/log.py")
+PRINTING = ("tools", "examples", "benchmarks", "setup.py", "megatron_ext/log.py")
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
