@@ -1,0 +1,1 @@
+"""Documents -> tokens -> indexed store -> views (order, split, blend) -> sampler -> batches."""
