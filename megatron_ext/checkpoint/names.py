@@ -1,7 +1,7 @@
 """Where checkpoints lie inside the `--save` folder: Megatron-LM's names.
 
-    SAVE/iter_0000100/                         one checkpoint
-    SAVE/latest_checkpointed_iteration.txt     the newest one's iteration, changed by rename only
+SAVE/iter_0000100/                         one checkpoint
+SAVE/latest_checkpointed_iteration.txt     the newest one's iteration, changed by rename only
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ import contextlib
 import functools
 import os
 import resource
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -196,11 +195,3 @@ def _type_with_cuda_names(type_of: Callable[..., Any]) -> Callable[..., Any]:
         return CUDA_TYPE_NAMES.get(answer, answer) if isinstance(answer, str) else answer
 
     return cuda_type_name
-
-
-@contextlib.contextmanager
-def quiet_imports() -> Iterator[None]:
-    """Import megatron-core without its six fallback warnings; `tools/doctor.py` says what is missing in one line."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -13,7 +13,7 @@ from megatron_ext.training.step import forward_backward
 
 
 def evaluation_batches(num_samples: int, global_batch_size: int, eval_iters: int) -> int:
-    """Return how many global batches an evaluation takes: `--eval-iters`, or as many as the view fills, at least one."""
+    """Return how many global batches an evaluation takes: `--eval-iters`, or what the view fills, at least one."""
     return max(1, min(eval_iters, num_samples // global_batch_size))
 
 

@@ -1,0 +1,142 @@
+"""The training run as a table of contents."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from megatron_ext import log
+from megatron_ext.atomic import replace_text
+from megatron_ext.config import Resolved, RunConfig, run_config_to_dict
+from megatron_ext.data.datasets import DatasetRequest, Datasets, build_datasets
+from megatron_ext.model.counts import padded_vocab_size, parameter_counts
+from megatron_ext.parallel.world import start_world
+from megatron_ext.platform import select_platform
+from megatron_ext.tokenizer import Tokenizer, build_tokenizer
+from megatron_ext.training.batch_size import total_samples
+from megatron_ext.training.components import Components, build_components
+from megatron_ext.training.evaluate import evaluate
+from megatron_ext.training.hooks import HookParts, Outputs, StepContext, build_hooks
+from megatron_ext.training.metrics import TrainState
+from megatron_ext.training.readers import open_readers
+from megatron_ext.training.resume import save_state, start_state
+from megatron_ext.training.step import train_step
+from megatron_ext.training.stop import StopConditions, StopReason, StopSignals
+
+
+def pretrain(resolved: Resolved) -> None:
+    """Train as the configuration says; every rank of a torchrun job calls it with the same one.
+
+    All mistakes in files and data are found before the first process group starts.
+
+    Raises:
+        MegatronExtError: a mistake of the user's, the same on every rank.
+    """
+    run = resolved.run.with_values(global_batch_size=resolved.run.global_batch_size)
+    platform = select_platform(run.parallel.device)
+    tokenizer = build_tokenizer(run.data.tokenizer_type, run.data.tokenizer_model, run.model.vocab_size)
+    datasets = build_datasets(dataset_request(run, tokenizer))
+    with StopSignals(run.train.exit_signal_handler) as signals, start_world(run, platform) as world:
+        parts = build_components(run, world, tokenizer, datasets)
+        introduce(parts, resolved, platform.name)
+        train(parts, start_state(parts), signals)
+
+
+def train(parts: Components, state: TrainState, signals: StopSignals) -> None:
+    """Run the loop from `state` until there is a reason to stop, then evaluate and save. Collective over all ranks."""
+    run = parts.run
+    save = SaveOnce(parts) if run.checkpoint.save else None
+    hook_parts = HookParts(
+        run=run,
+        start=state,
+        vocab_rows=padded_vocab_size(run, parts.tokenizer.vocab_size),
+        is_logging_rank=parts.world.is_logging_rank,
+        evaluate=(lambda _: evaluate(parts)) if run.train.eval_iters and parts.datasets.valid is not None else None,
+        save=save,
+    )
+    outputs = Outputs(hook_parts)
+    conditions = StopConditions(run, state.iteration, time.monotonic(), signals)
+    hooks = build_hooks(hook_parts, outputs)
+    reason = StopReason.COMPLETE if run.train.skip_train else StopReason.NONE
+    with open_readers(parts, parts.datasets.train, state.consumed_samples, run.global_batch_size_at) as readers:
+        while reason is StopReason.NONE and (reason := agree(conditions.vote(state))) is StopReason.NONE:
+            result = train_step(parts, state, readers)
+            state.advance(result)
+            for hook in hooks:
+                hook(StepContext(state, result))
+    if save is not None and not run.train.skip_train:
+        save(state)
+    if reason is StopReason.COMPLETE:
+        final_evaluation(parts, state, outputs)
+    outputs.close()
+    log.info(f"stopped after iteration {state.iteration}: {reason.describe()}")
+
+
+def agree(vote: StopReason) -> StopReason:
+    """Return the strongest reason to stop that any rank has. Collective over all ranks."""
+    strongest = torch.tensor([int(vote)])
+    if dist.get_backend() == "nccl":
+        strongest = strongest.cuda()
+    dist.all_reduce(strongest, dist.ReduceOp.MAX)
+    return StopReason(int(strongest.item()))
+
+
+class SaveOnce:
+    """Saves the run, but never the same iteration twice (the interval and the end may fall together)."""
+
+    def __init__(self, parts: Components) -> None:
+        self._parts = parts
+        self._saved_iteration = -1
+
+    def __call__(self, state: TrainState) -> None:
+        """Write a checkpoint of `state`. Collective over all ranks."""
+        if state.iteration != self._saved_iteration:
+            save_state(self._parts, state)
+            self._saved_iteration = state.iteration
+
+
+def final_evaluation(parts: Components, state: TrainState, outputs: Outputs) -> None:
+    """Evaluate the finished model on the validation and the test view, where there are any."""
+    if not parts.run.train.eval_iters:
+        return
+    for split, view in (("validation", parts.datasets.valid), ("test", parts.datasets.test)):
+        if view is not None:
+            outputs.report_evaluation(state, evaluate(parts, "valid" if split == "validation" else "test"), split)
+
+
+def dataset_request(run: RunConfig, tokenizer: Tokenizer) -> DatasetRequest:
+    """Say what the run needs of its data."""
+    evaluation = run.train.eval_iters * run.global_batch_size
+    return DatasetRequest(
+        data=run.data,
+        tokenizer=tokenizer,
+        seq_length=run.train.seq_length,
+        num_samples=(total_samples(run), evaluation, evaluation),
+        seed=run.train.seed,
+    )
+
+
+def introduce(parts: Components, resolved: Resolved, platform: str) -> None:
+    """Print what is about to run, and keep the resolved configuration in the run folder. Rank 0 writes."""
+    run, world = parts.run, parts.world
+    rows = padded_vocab_size(run, parts.tokenizer.vocab_size)
+    parameters = parameter_counts(run.model, rows, run.max_position_embeddings).total
+    log.info(
+        f"training {parameters:,} parameters on {world.world_size} {platform} process(es): "
+        f"tensor parallel {world.grid.tp_size} x pipeline {world.grid.pp_size} x data {world.grid.dp_size}; "
+        f"vocabulary {parts.tokenizer.vocab_size} padded to {rows}; {describe_data(parts.datasets)}"
+    )
+    if run.checkpoint.save and world.rank == 0:
+        folder = Path(run.checkpoint.save)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / "run_config.yaml", yaml.safe_dump(run_config_to_dict(resolved.run), sort_keys=False))
+
+
+def describe_data(datasets: Datasets) -> str:
+    """Return the sizes of the views in one clause."""
+    sizes = {name: getattr(datasets, name) for name in ("train", "valid", "test")}
+    return "samples in one epoch: " + ", ".join(f"{name} {len(view)}" for name, view in sizes.items() if view)

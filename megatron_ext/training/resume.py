@@ -1,0 +1,93 @@
+"""Where a run starts, and what a checkpoint of it holds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import megatron_ext
+from megatron_ext import log
+from megatron_ext.checkpoint.load import find_checkpoint, load_checkpoint
+from megatron_ext.checkpoint.optimizer_state import optimizer_step, scaler_state
+from megatron_ext.checkpoint.record import CheckpointRecord
+from megatron_ext.checkpoint.save import Retention, save_checkpoint, training_tensors
+from megatron_ext.errors import CheckpointError
+from megatron_ext.training.components import Components
+from megatron_ext.training.metrics import TrainState
+from megatron_ext.training.schedule import Schedule, reconcile, schedule_settings
+
+
+def start_state(parts: Components) -> TrainState:
+    """Return the state to start from: that of the checkpoint in `--load`, or the beginning. Collective over all ranks.
+
+    Loads weights, optimizer and schedule into `parts`. With `--finetune` only the weights are taken.
+    """
+    checkpoint = parts.run.checkpoint
+    folder = find_checkpoint(checkpoint) if checkpoint.load else None
+    if folder is None:
+        if checkpoint.load:
+            log.warn(f"--load {checkpoint.load} holds no checkpoint: starting from the beginning")
+        return TrainState()
+    wants_optimizer = not (checkpoint.finetune or checkpoint.no_load_optim)
+    optimizer = parts.optimizer if wants_optimizer else None
+    record = load_checkpoint(folder, parts.run, parts.tokenizer.vocab_size, parts.models, optimizer)
+    if optimizer is None:
+        parts.optimizer.reload_model_params()
+    if checkpoint.finetune:
+        log.info(f"loaded the weights of {folder}; starting at iteration 0 (--finetune)")
+        return TrainState()
+    _refuse_other_data(folder, record, parts)
+    settings = reconcile(
+        record.schedule or None,
+        schedule_settings(parts.run),
+        checkpoint.override_opt_param_scheduler,
+        checkpoint.use_checkpoint_opt_param_scheduler,
+    )
+    parts.schedule = Schedule.from_settings(settings)
+    state = TrainState.from_dict(record.state)
+    log.info(f"loaded {folder}: iteration {state.iteration}, {state.consumed_samples} samples consumed")
+    return state
+
+
+def save_state(parts: Components, state: TrainState) -> None:
+    """Write a checkpoint of the run as it stands into `--save`. Collective over all ranks."""
+    run = parts.run
+    keeps_optimizer = not run.checkpoint.no_save_optim
+    started = time.perf_counter()
+    folder = save_checkpoint(
+        Path(run.checkpoint.save or ""),
+        training_tensors(parts.models, parts.optimizer if keeps_optimizer else None, is_loading=False),
+        CheckpointRecord(
+            run=run,
+            vocab_size=parts.tokenizer.vocab_size,
+            state=state.to_dict(),
+            schedule=_settings_of(parts.schedule),
+            optimizer_step=optimizer_step(parts.optimizer) if keeps_optimizer else None,
+            loss_scaler=scaler_state(parts.optimizer) if keeps_optimizer else None,
+            data=parts.datasets.description,
+            tokenizer_files=[file.name for file in parts.tokenizer.files],
+            provenance={"software": f"megatron_ext {megatron_ext.__version__}"},
+        ),
+        parts.tokenizer.files,
+        Retention(run.checkpoint.keep_last, run.checkpoint.save_retain_interval),
+    )
+    log.info(f"saved {folder} in {time.perf_counter() - started:.1f} s")
+
+
+def _settings_of(schedule: Schedule) -> dict[str, Any]:
+    return dict(vars(replace(schedule)))
+
+
+def _refuse_other_data(folder: Path, record: CheckpointRecord, parts: Components) -> None:
+    """A resume must continue the same order of the same samples (law L3)."""
+    current = parts.datasets.description
+    differing = [name for name in current if name in record.data and record.data[name] != current[name]]
+    if differing:
+        values = "; ".join(f"{name}: {record.data[name]} there, {current[name]} here" for name in differing)
+        raise CheckpointError(
+            f"checkpoint {folder} was trained on another data order: {values}",
+            "a resume continues the same samples",
+            "give the data flags of the first start, or start over from its weights with --finetune",
+        )
