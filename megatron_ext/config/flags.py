@@ -41,7 +41,7 @@ def build_parser(
     parents: Sequence[argparse.ArgumentParser] = (),
 ) -> argparse.ArgumentParser:
     """A parser with one flag per setting, grouped by section; its errors are `ConfigError`s."""
-    parser = _Parser(
+    parser = SettingsParser(
         prog=prog,
         description=description,
         epilog=epilog,
@@ -124,7 +124,9 @@ def _unknown_flag(word: str) -> str | None:
 
 def _presentation(setting: Setting) -> dict[str, Any]:
     unit = f" [{setting.knob.unit}]" if setting.knob.unit else ""
-    default = {None: "not set", True: "on", False: "off"}.get(setting.default, setting.default)
+    default = "not set" if setting.default is None else setting.default
+    if setting.kind == BOOL:
+        default = "on" if setting.default else "off"
     help_text = f"{setting.knob.help}{unit} (default: {default})".replace("%", "%%")
     if setting.kind == BOOL:
         return {"nargs": 0, "help": help_text}
@@ -151,8 +153,11 @@ class _Record(argparse.Action):
         namespace.typed = [*(namespace.typed or []), Typed(self.setting.name, value, flag)]
 
 
-class _Parser(argparse.ArgumentParser):
+class SettingsParser(argparse.ArgumentParser):
+    """An argparse parser whose complaints are `ConfigError`s."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
         raise ConfigError(message.removeprefix("argument "))
 
 

@@ -1,8 +1,11 @@
-"""Rules that join settings, one small function each; all run, all failures are told together."""
+"""Rules that join settings, one small function each; all run, all failures are told together.
+
+A rule is a function in one of the files beside this one; `RULES` lists them all once this package is imported.
+"""
 
 from __future__ import annotations
 
-from megatron_ext.config.rules import layout
+from megatron_ext.config.rules import batch, files, layout, model, schedule
 from megatron_ext.config.rules.registry import RULES, Rule, check_rules, failures, rule
 
-__all__ = ["RULES", "Rule", "check_rules", "failures", "layout", "rule"]
+__all__ = ["RULES", "Rule", "batch", "check_rules", "failures", "files", "layout", "model", "rule", "schedule"]

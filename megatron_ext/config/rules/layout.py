@@ -2,14 +2,175 @@
 
 from __future__ import annotations
 
-from megatron_ext.config.rules.registry import rule
+from megatron_ext.config.rules.registry import rule, without_effect
 from megatron_ext.config.run import RunConfig
+
+
+@rule()
+def world_size_holds_whole_model_copies(run: RunConfig) -> str | None:
+    """The world is a multiple of tp * pp * cp."""
+    parallel = run.parallel
+    if run.world_size % parallel.model_parallel_size == 0:
+        return None
+    return (
+        f"the world size {run.world_size} is not a multiple of --tensor-model-parallel-size "
+        f"{parallel.tensor_model_parallel_size} x --pipeline-model-parallel-size "
+        f"{parallel.pipeline_model_parallel_size} = {parallel.model_parallel_size}: start another number of processes"
+    )
+
+
+@rule()
+def context_parallel_size_is_one(run: RunConfig) -> str | None:
+    """Context parallelism is not built yet."""
+    if run.parallel.context_parallel_size == 1:
+        return None
+    return f"--context-parallel-size {run.parallel.context_parallel_size} is not supported yet; only 1 is"
+
+
+@rule(needs="num_attention_heads")
+def attention_heads_divide_over_tensor_ranks(run: RunConfig) -> str | None:
+    """Each tensor-parallel rank holds whole heads."""
+    tp = run.parallel.tensor_model_parallel_size
+    if run.model.heads % tp == 0:
+        return None
+    return f"--num-attention-heads {run.model.heads} is not a multiple of --tensor-model-parallel-size {tp}"
+
+
+@rule(needs="num_query_groups")
+def query_groups_divide_over_tensor_ranks(run: RunConfig) -> str | None:
+    """Each tensor-parallel rank holds whole key/value heads."""
+    tp = run.parallel.tensor_model_parallel_size
+    if run.model.query_groups % tp == 0:
+        return None
+    return f"--num-query-groups {run.model.query_groups} is not a multiple of --tensor-model-parallel-size {tp}"
+
+
+@rule(needs="hidden_size")
+def feed_forward_divides_over_tensor_ranks(run: RunConfig) -> str | None:
+    """Each tensor-parallel rank holds an equal part of the feed-forward block."""
+    tp = run.parallel.tensor_model_parallel_size
+    if run.model.ffn_size % tp == 0:
+        return None
+    return f"--ffn-hidden-size {run.model.ffn_size} is not a multiple of --tensor-model-parallel-size {tp}"
+
+
+@rule(needs="hidden_size")
+def hidden_size_divides_over_tensor_ranks(run: RunConfig) -> str | None:
+    """The output projection's columns divide evenly."""
+    tp = run.parallel.tensor_model_parallel_size
+    if (run.model.hidden_size or 0) % tp == 0:
+        return None
+    return f"--hidden-size {run.model.hidden_size} is not a multiple of --tensor-model-parallel-size {tp}"
+
+
+@rule(needs="padded_vocab_size")
+def padded_vocabulary_divides_over_tensor_ranks(run: RunConfig) -> str | None:
+    """Each tensor-parallel rank holds equally many rows of the embedding."""
+    tp = run.parallel.tensor_model_parallel_size
+    if (run.model.padded_vocab_size or 0) % tp == 0:
+        return None
+    return f"--padded-vocab-size {run.model.padded_vocab_size} is not a multiple of --tensor-model-parallel-size {tp}"
+
+
+@rule(needs="num_layers")
+def layers_divide_over_stages(run: RunConfig) -> str | None:
+    """Every pipeline stage holds equally many layers."""
+    pp = run.parallel.pipeline_model_parallel_size
+    if (run.model.num_layers or 0) % pp == 0:
+        return None
+    return f"--num-layers {run.model.num_layers} is not a multiple of --pipeline-model-parallel-size {pp}"
+
+
+@rule(needs="num_layers num_layers_per_virtual_pipeline_stage")
+def stage_divides_into_chunks_of_layers(run: RunConfig) -> str | None:
+    """A stage is several chunks of the asked size."""
+    chunk, stage = run.parallel.num_layers_per_virtual_pipeline_stage or 1, run.layers_per_stage
+    if stage % chunk == 0 and stage > chunk:
+        return None
+    return (
+        f"--num-layers-per-virtual-pipeline-stage {chunk} does not cut the {stage} layers of a pipeline stage into "
+        "two or more equal chunks"
+    )
+
+
+@rule(needs="num_layers num_virtual_stages_per_pipeline_rank")
+def stage_divides_into_number_of_chunks(run: RunConfig) -> str | None:
+    """A stage is the asked number of equal chunks."""
+    chunks, stage = run.parallel.num_virtual_stages_per_pipeline_rank or 1, run.layers_per_stage
+    if stage % chunks == 0:
+        return None
+    return (
+        f"--num-virtual-stages-per-pipeline-rank {chunks} does not divide the {stage} layers of a pipeline stage "
+        f"(--num-layers {run.model.num_layers})"
+    )
+
+
+@rule()
+def interleaving_is_asked_for_in_one_way(run: RunConfig) -> str | None:
+    """Two flags say the same thing; give one."""
+    parallel = run.parallel
+    if parallel.num_layers_per_virtual_pipeline_stage is None or parallel.num_virtual_stages_per_pipeline_rank is None:
+        return None
+    return (
+        "--num-layers-per-virtual-pipeline-stage and --num-virtual-stages-per-pipeline-rank ask for the same thing: "
+        "give one of them"
+    )
+
+
+@rule()
+def interleaving_needs_several_stages(run: RunConfig) -> str | None:
+    """The interleaved schedule exists between stages."""
+    if run.parallel.pipeline_model_parallel_size > 1:
+        return None
+    names = "num_layers_per_virtual_pipeline_stage num_virtual_stages_per_pipeline_rank"
+    return without_effect(run, names, "with --pipeline-model-parallel-size 1")
+
+
+@rule()
+def sequence_parallel_needs_tensor_ranks(run: RunConfig) -> str | None:
+    """Sequence parallelism splits over the tensor-parallel ranks."""
+    if run.parallel.tensor_model_parallel_size > 1:
+        return None
+    return without_effect(run, "sequence_parallel", "with --tensor-model-parallel-size 1")
+
+
+@rule(needs="seq_length")
+def sequence_divides_over_tensor_ranks(run: RunConfig) -> str | None:
+    """With sequence parallelism each rank holds an equal part of the sequence."""
+    tp, length = run.parallel.tensor_model_parallel_size, run.train.seq_length or 0
+    if not run.parallel.sequence_parallel or length % tp == 0:
+        return None
+    return f"--seq-length {length} is not a multiple of --tensor-model-parallel-size {tp}, as --sequence-parallel needs"
 
 
 @rule()
 def overlap_needs_a_gpu(run: RunConfig) -> str | None:
     """Overlapped communication needs CUDA streams."""
-    for name in ("overlap_grad_reduce", "overlap_param_gather"):
-        if run.parallel.device == "cpu" and run.get(name):
-            return f"--{name.replace('_', '-')} needs a GPU and the device is cpu: leave it out"
-    return None
+    if run.parallel.device != "cpu":
+        return None
+    return without_effect(run, "overlap_grad_reduce overlap_param_gather", "on a CPU; leave it out")
+
+
+@rule()
+def overlapped_gather_needs_its_partners(run: RunConfig) -> str | None:
+    """Parameters are gathered by the distributed optimizer, after an overlapped reduction."""
+    parallel = run.parallel
+    if not parallel.overlap_param_gather or (parallel.use_distributed_optimizer and parallel.overlap_grad_reduce):
+        return None
+    return "--overlap-param-gather needs --use-distributed-optimizer and --overlap-grad-reduce"
+
+
+@rule()
+def bucket_size_needs_overlapped_reduction(run: RunConfig) -> str | None:
+    """megatron-core puts all gradients into one bucket unless the reduction overlaps."""
+    if run.parallel.overlap_grad_reduce:
+        return None
+    return without_effect(run, "ddp_bucket_size", "without --overlap-grad-reduce")
+
+
+@rule()
+def nccl_needs_a_gpu(run: RunConfig) -> str | None:
+    """NCCL moves GPU memory only."""
+    if run.parallel.distributed_backend != "nccl" or run.parallel.device != "cpu":
+        return None
+    return "--distributed-backend nccl needs a GPU and --device is cpu: use gloo, or leave the backend out"

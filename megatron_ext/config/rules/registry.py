@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron_ext.config.run import RunConfig
+from megatron_ext.config.run import RunConfig, all_settings
 from megatron_ext.errors import ConfigError
 
 Check = Callable[[RunConfig], str | None]
@@ -70,3 +70,21 @@ def check_rules(run: RunConfig, purpose: str = "train") -> None:
         raise ConfigError(found[0])
     if found:
         raise ConfigError(f"{len(found)} rules do not hold:" + "".join(f"\n  - {message}" for message in found))
+
+
+def given(run: RunConfig, names: str) -> list[str]:
+    """Flags of those settings (names separated by blanks) whose value is not the default."""
+    settings = all_settings()
+    return [settings[name].flag for name in names.split() if run.get(name) != settings[name].default]
+
+
+def missing(run: RunConfig, names: str) -> list[str]:
+    """Flags of those settings (names separated by blanks) that have no value."""
+    return [all_settings()[name].flag for name in names.split() if run.get(name) is None]
+
+
+def without_effect(run: RunConfig, names: str, reason: str) -> str | None:
+    """What to say when a setting would be accepted and ignored; None when all of them have their defaults."""
+    flags = given(run, names)
+    verb = "has" if len(flags) == 1 else "have"
+    return f"{', '.join(flags)} {verb} no effect {reason}" if flags else None

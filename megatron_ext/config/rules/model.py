@@ -1,0 +1,86 @@
+"""Rules about the architecture."""
+
+from __future__ import annotations
+
+from megatron_ext.config.rules.registry import missing, rule, without_effect
+from megatron_ext.config.run import RunConfig
+
+
+@rule()
+def architecture_is_complete(run: RunConfig) -> str | None:
+    """The three numbers that have no default."""
+    absent = missing(run, "num_layers hidden_size num_attention_heads")
+    if not absent:
+        return None
+    return f"the architecture is incomplete: give {', '.join(absent)}, or a --config file of configs/models"
+
+
+@rule(needs="hidden_size num_attention_heads")
+def hidden_size_divides_into_heads(run: RunConfig) -> str | None:
+    """Without --kv-channels a head's size is h / np."""
+    if run.model.kv_channels is not None or (run.model.hidden_size or 0) % run.model.heads == 0:
+        return None
+    return (
+        f"--hidden-size {run.model.hidden_size} is not a multiple of --num-attention-heads {run.model.heads}: "
+        "change one of them or give --kv-channels"
+    )
+
+
+@rule(needs="num_attention_heads num_query_groups")
+def query_heads_divide_into_groups(run: RunConfig) -> str | None:
+    """Each key/value head serves equally many query heads."""
+    if run.model.heads % run.model.query_groups == 0:
+        return None
+    return f"--num-attention-heads {run.model.heads} is not a multiple of --num-query-groups {run.model.query_groups}"
+
+
+@rule()
+def grouped_query_attention_names_its_groups(run: RunConfig) -> str | None:
+    """The switch alone says nothing."""
+    if not run.model.group_query_attention or run.model.num_query_groups is not None:
+        return None
+    return "--group-query-attention needs --num-query-groups, the number of key/value heads"
+
+
+@rule()
+def rotary_options_need_rope(run: RunConfig) -> str | None:
+    """ALiBi, learned and absent positions rotate nothing."""
+    kind = run.model.position_embedding_type
+    if kind == "rope":
+        return None
+    return without_effect(run, "rotary_base rotary_percent", f"with --position-embedding-type {kind}; rope uses it")
+
+
+@rule(needs="hidden_size num_attention_heads")
+def rotated_part_of_a_head_is_even(run: RunConfig) -> str | None:
+    """RoPE turns pairs of channels."""
+    rotated = int(run.model.head_dim * run.model.rotary_percent)
+    if run.model.position_embedding_type != "rope" or (rotated > 0 and rotated % 2 == 0):
+        return None
+    return (
+        f"RoPE turns pairs of channels, and head size {run.model.head_dim} x --rotary-percent "
+        f"{run.model.rotary_percent} = {rotated} is not a positive even number"
+    )
+
+
+@rule(needs="seq_length max_position_embeddings")
+def positions_cover_the_sequence(run: RunConfig) -> str | None:
+    """The model is made for at least the training length."""
+    length, limit = run.train.seq_length or 0, run.model.max_position_embeddings or 0
+    if length <= limit:
+        return None
+    return f"--seq-length {length} is longer than --max-position-embeddings {limit}: raise the one or lower the other"
+
+
+@rule(needs="vocab_size padded_vocab_size")
+def padded_vocabulary_holds_the_vocabulary(run: RunConfig) -> str | None:
+    """Padding only adds rows."""
+    if (run.model.padded_vocab_size or 0) >= (run.model.vocab_size or 0):
+        return None
+    return f"--padded-vocab-size {run.model.padded_vocab_size} is smaller than --vocab-size {run.model.vocab_size}"
+
+
+@rule(needs="padded_vocab_size")
+def vocabulary_is_padded_in_one_way(run: RunConfig) -> str | None:
+    """A fixed number of rows leaves nothing to round."""
+    return without_effect(run, "make_vocab_size_divisible_by", "beside --padded-vocab-size")

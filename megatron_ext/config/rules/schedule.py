@@ -1,0 +1,108 @@
+"""Rules about the optimizer and its schedules."""
+
+from __future__ import annotations
+
+from megatron_ext.config.rules.registry import given, missing, rule, without_effect
+from megatron_ext.config.run import RunConfig
+
+
+@rule(needs="lr")
+def learning_rates_are_ordered(run: RunConfig) -> str | None:
+    """The peak is the highest."""
+    lr = run.optim.lr or 0.0
+    for name, value in (("--min-lr", run.optim.min_lr), ("--lr-warmup-init", run.optim.lr_warmup_init)):
+        if value > lr:
+            return f"{name} {value} is above --lr {lr}"
+    return None
+
+
+@rule(needs="lr_warmup_fraction")
+def warm_up_is_given_once(run: RunConfig) -> str | None:
+    """A share of the decay, or a length."""
+    others = given(run, "lr_warmup_iters lr_warmup_samples")
+    return f"--lr-warmup-fraction and {others[0]} both give the warm-up: give one of them" if others else None
+
+
+@rule()
+def warm_up_is_shorter_than_the_decay(run: RunConfig) -> str | None:
+    """Something is left to decay."""
+    for unit, total in (("iters", run.train.train_iters), ("samples", run.train.train_samples)):
+        end, warm_up = run.get(f"lr_decay_{unit}") or total, run.get(f"lr_warmup_{unit}")
+        if end is not None and warm_up >= end:
+            return f"--lr-warmup-{unit} {warm_up} is not shorter than the decay, {end} {unit}"
+    return None
+
+
+@rule()
+def warm_up_start_needs_a_warm_up(run: RunConfig) -> str | None:
+    """The first rate is that of the warm-up."""
+    if given(run, "lr_warmup_fraction lr_warmup_iters lr_warmup_samples"):
+        return None
+    return without_effect(run, "lr_warmup_init", "without a warm-up; give --lr-warmup-iters")
+
+
+@rule()
+def constant_rate_has_no_floor(run: RunConfig) -> str | None:
+    """Nothing decays."""
+    if run.optim.lr_decay_style != "constant":
+        return None
+    return without_effect(run, "min_lr", "with --lr-decay-style constant")
+
+
+@rule()
+def last_phase_belongs_to_wsd(run: RunConfig) -> str | None:
+    """Other styles have one phase."""
+    if run.optim.lr_decay_style == "WSD":
+        return None
+    names = "lr_wsd_decay_style lr_wsd_decay_iters lr_wsd_decay_samples"
+    return without_effect(run, names, "without --lr-decay-style WSD")
+
+
+@rule(training=True)
+def wsd_says_how_long_its_last_phase_is(run: RunConfig) -> str | None:
+    """The stable phase ends somewhere."""
+    optim = run.optim
+    if optim.lr_decay_style != "WSD" or optim.lr_wsd_decay_iters or optim.lr_wsd_decay_samples:
+        return None
+    return "--lr-decay-style WSD needs --lr-wsd-decay-iters (or --lr-wsd-decay-samples with --train-samples)"
+
+
+@rule()
+def wsd_last_phase_fits_the_decay(run: RunConfig) -> str | None:
+    """Warm-up and last phase do not overlap."""
+    for unit, total in (("iters", run.train.train_iters), ("samples", run.train.train_samples)):
+        end, last = run.get(f"lr_decay_{unit}") or total, run.get(f"lr_wsd_decay_{unit}") or 0
+        warm_up = run.get(f"lr_warmup_{unit}")
+        if end is not None and last > 0 and last + warm_up > end:
+            return f"--lr-warmup-{unit} {warm_up} + --lr-wsd-decay-{unit} {last} exceed the decay, {end} {unit}"
+    return None
+
+
+@rule()
+def constant_weight_decay_has_one_value(run: RunConfig) -> str | None:
+    """A start and an end belong to a schedule."""
+    if run.optim.weight_decay_incr_style != "constant":
+        return None
+    names = "start_weight_decay end_weight_decay"
+    return without_effect(run, names, "without --weight-decay-incr-style linear or cosine")
+
+
+@rule()
+def weight_decay_schedule_is_complete(run: RunConfig) -> str | None:
+    """A schedule goes from a start up to an end."""
+    optim = run.optim
+    if optim.weight_decay_incr_style == "constant":
+        return None
+    absent = missing(run, "start_weight_decay end_weight_decay")
+    if absent:
+        return f"--weight-decay-incr-style {optim.weight_decay_incr_style} needs {' and '.join(absent)}"
+    start, end = optim.start_weight_decay or 0.0, optim.end_weight_decay or 0.0
+    return None if start <= end else f"--start-weight-decay {start} is above --end-weight-decay {end}"
+
+
+@rule()
+def optimizer_options_fit_the_optimizer(run: RunConfig) -> str | None:
+    """Betas belong to adam, a momentum to sgd."""
+    if run.optim.optimizer == "adam":
+        return without_effect(run, "sgd_momentum", "with --optimizer adam")
+    return without_effect(run, "adam_beta1 adam_beta2 adam_eps", f"with --optimizer {run.optim.optimizer}")
