@@ -30,13 +30,14 @@ def model_flops_per_step(model: ModelConfig, vocab_rows: int, num_tokens: int, s
 
     Source: arXiv:2104.04473, section 5.1, for grouped queries and a gated MLP; useful work only: arXiv:2204.02311, B.
     """
-    hidden = model.hidden_size
+    hidden, layers = model.hidden_size, model.num_layers
+    assert hidden is not None and layers is not None  # a rule of the configuration
     query = model.heads * model.head_dim
     key_and_value = 2 * model.query_groups * model.head_dim
     attention_weights = hidden * (query + key_and_value) + query * hidden
     mlp_weights = hidden * model.ffn_size * (3 if model.swiglu else 2)
-    projections = 6 * num_tokens * model.num_layers * (attention_weights + mlp_weights)
-    scores = 6 * model.num_layers * query * num_tokens * seq_length
+    projections = 6 * num_tokens * layers * (attention_weights + mlp_weights)
+    scores = 6 * layers * query * num_tokens * seq_length
     logits = 6 * num_tokens * hidden * vocab_rows
     return projections + scores + logits
 

@@ -74,25 +74,28 @@ class HookParts:
 class Outputs:
     """The files and lines of the logging rank; on every other rank each method does nothing.
 
+    Opening them takes what a killed life of this run wrote beyond `parts.start` out of the files, so with
+    --skip-train, which only looks at a checkpoint, no file is opened.
+
     Args:
         parts: what the hooks are made from.
     """
 
     def __init__(self, parts: HookParts) -> None:
-        run, start, self._writes = parts.run, parts.start, parts.is_logging_rank
-        save = Path(run.checkpoint.save) if run.checkpoint.save and self._writes else None
-        tensorboard = run.logging.tensorboard_dir if self._writes else None
-        self._folder, self._start_iteration = save, start.iteration
+        run, start, self._prints = parts.run, parts.start, parts.is_logging_rank
+        writes = parts.is_logging_rank and not run.train.skip_train
+        save = Path(run.checkpoint.save) if writes and run.checkpoint.save else None
         self.metrics = MetricsFile(save / METRICS_FILE, start.iteration) if save else None
         self.evaluations = {
             split: MetricsFile(save / f"{split}.jsonl", start.iteration) for split in ("validation", "test") if save
         }
+        tensorboard = run.logging.tensorboard_dir if writes else None
         self.tensorboard = TensorBoardWriter(Path(tensorboard), start) if tensorboard else None
-        self.progress = ProgressLine(self._writes and run.logging.progress, run.total_train_iters, start.iteration)
+        self.progress = ProgressLine(writes and run.logging.progress, run.total_train_iters, start.iteration)
 
     def print_line(self, line: str) -> None:
         """Print a line on the logging rank, above the progress line."""
-        if self._writes:
+        if self._prints:
             with self.progress.hidden():
                 log.info_any_rank(line)
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megatron_ext import log
 from megatron_ext.errors import MegatronExtError
@@ -145,7 +145,7 @@ class MetricsFile:
 
     Opening it at `start_iteration` takes out what an earlier life wrote beyond that iteration, and a line torn by a
     kill. A run that starts from nothing moves another run's file to NAME.previous. A line reaches the operating
-    system as it is written, so a SIGKILL loses none. One rank only.
+    system as it is written, so a SIGKILL loses none; without a line no file appears. One rank only.
     """
 
     def __init__(self, path: Path, start_iteration: int) -> None:
@@ -154,19 +154,23 @@ class MetricsFile:
             os.replace(path, path.with_name(path.name + ".previous"))
         elif path.exists():
             _drop_lines_after(path, start_iteration)
+        self._path = path
         self._last_iteration = max((record["iteration"] for record in read_records(path)), default=-1)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file: TextIO | None = None
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record; a second one for the same iteration is left out (the law is: each iteration once)."""
         if record["iteration"] <= self._last_iteration:
             return
+        if self._file is None:
+            self._file = self._path.open("a", encoding="utf-8", buffering=1)
         self._file.write(encode_record(record))
         self._last_iteration = record["iteration"]
 
     def close(self) -> None:
         """Close the file; every line is already written."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ class Schedule:
     lr_decay_steps: int
     lr_decay_style: str
     wsd_decay_steps: int | None
-    lr_wsd_decay_style: str | None
+    lr_wsd_decay_style: str
     start_wd: float
     end_wd: float
     wd_incr_steps: int
@@ -142,8 +142,10 @@ def reconcile(saved: dict[str, Any] | None, current: dict[str, Any], override: b
             "--override-opt_param-scheduler and --use-checkpoint-opt_param-scheduler exclude each other",
             "the first lets the flags win, the second the checkpoint",
         )
-    differing = [name for name in current if name in (saved or {}) and saved[name] != current[name]]
-    if saved is None or not differing or override:
+    if saved is None or override:
+        return dict(current)
+    differing = [name for name, value in current.items() if saved.get(name, value) != value]
+    if not differing:
         return dict(current)
     if use_saved:
         return {name: saved.get(name, value) for name, value in current.items()}
@@ -204,10 +206,11 @@ def _decay_coefficient(schedule: Schedule, step: float) -> float:
     if schedule.lr_decay_style != "WSD":
         warmup = schedule.lr_warmup_steps
         return _DECAY[schedule.lr_decay_style](float(step - warmup) / float(schedule.lr_decay_steps - warmup))
-    anneal_start = schedule.lr_decay_steps - schedule.wsd_decay_steps
+    wsd_decay_steps = schedule.wsd_decay_steps or 0
+    anneal_start = schedule.lr_decay_steps - wsd_decay_steps
     if step <= anneal_start:
         return 1.0
-    return _DECAY[schedule.lr_wsd_decay_style](float(step - anneal_start) / float(schedule.wsd_decay_steps))
+    return _DECAY[schedule.lr_wsd_decay_style](float(step - anneal_start) / float(wsd_decay_steps))
 
 
 def _lengths_in_samples(run: RunConfig) -> tuple[int, float, int | None, int]:

@@ -99,7 +99,18 @@ def test_a_test_evaluation_has_its_own_line_and_file(tmp_path: Path, capsys: pyt
     outputs.close()
     assert "validation loss at iteration 12 on test set | lm loss value: 1.500000E+00" in capsys.readouterr().out
     assert [e["lm_loss"] for e in read_records(tmp_path / "test.jsonl")] == [1.5]
-    assert read_records(tmp_path / "validation.jsonl") == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["test.jsonl"]
+
+
+def test_looking_at_an_old_checkpoint_leaves_the_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
+    Life(run_of(tmp_path), until=12)
+    before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
+    run = run_of(tmp_path, skip_train=True, tensorboard_dir=str(tmp_path / "tensorboard"))
+    outputs = Outputs(HookParts(run, TrainState(4, 16), 32, True))
+    outputs.report_evaluation(TrainState(4, 16), 1.5)
+    outputs.close()
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+    assert "validation loss at iteration 4 |" in capsys.readouterr().out
 
 
 def test_tensorboard_interval(tmp_path: Path):
