@@ -72,6 +72,7 @@ def draw(records: list[dict[str, Any]], evaluations: list[dict[str, Any]], outpu
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
 
     figure, axes = pyplot.subplots(len(ROWS), len(COLUMNS), figsize=(12, 13), sharex="col", layout="constrained")
     figure.suptitle(title)
@@ -86,6 +87,7 @@ def draw(records: list[dict[str, Any]], evaluations: list[dict[str, Any]], outpu
             axis.grid(alpha=0.3)
             if row == len(ROWS) - 1:
                 axis.set_xlabel(position_label)
+                axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     try:
         figure.savefig(output, format="png", dpi=100)
     except OSError as error:
