@@ -52,6 +52,11 @@ EXTRAS = {
 }
 
 
+def native_is_required() -> bool:
+    """Whether a failed compilation must fail the installation."""
+    return os.environ.get("MEGATRON_EXT_REQUIRE_NATIVE") == "1"
+
+
 class OptionalBuildExt(build_ext):
     """Build what the compiler can; a failure is one warning, not a failed installation.
 
@@ -63,7 +68,7 @@ class OptionalBuildExt(build_ext):
         try:
             super().build_extension(ext)
         except Exception as error:  # a missing compiler shows up as many different exception types
-            if os.environ.get("MEGATRON_EXT_REQUIRE_NATIVE") == "1":
+            if native_is_required():
                 raise
             print(f"warning: {ext.name} was not built ({error}); the NumPy twins are used instead.", file=sys.stderr)
 
@@ -88,7 +93,7 @@ def native_extensions() -> list[Extension]:
         extra_compile_args=compile_args,
         extra_link_args=link_args,
     )
-    extension.optional = True
+    extension.optional = not native_is_required()
     ParallelCompile(default=os.cpu_count() or 1).install()
     return [extension]
 
