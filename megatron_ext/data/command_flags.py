@@ -25,7 +25,7 @@ class CommandParser(argparse.ArgumentParser):
         for flag, reason in (refused or {}).items():
             self.add_argument(flag, action=_Refuse, nargs="*", help=argparse.SUPPRESS, const=reason)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse, and name the nearest flag for each unknown one."""
         parsed, unknown = self.parse_known_args(args, namespace)
         for word in unknown:

@@ -84,7 +84,7 @@ class IndexedWriter:
         boundaries = np.arange(len(lengths) + 1, dtype="<i8")
         self.idx_file.write(HEADER.pack(MAGIC, VERSION, _CODES[self.dtype], len(lengths), len(boundaries)))
         for array in (lengths, pointers, boundaries):
-            self.idx_file.write(memoryview(array).cast("B") if array.size else b"")
+            self.idx_file.write(array.tobytes())
         self.idx_file.finish()
 
     def publish(self) -> None:

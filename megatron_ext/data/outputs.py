@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 import megatron_ext
 from megatron_ext.data.encode import EncodedBlock, EncodeSettings
 from megatron_ext.data.indexed import bin_path, idx_path
@@ -59,7 +61,7 @@ class DatasetOutputs:
         self._writers: list[IndexedWriter] = []
         try:
             for prefix in self.prefixes:
-                self._writers.append(self._keep(IndexedWriter(prefix, settings.dtype)))
+                self._writers.append(self._keep(IndexedWriter(prefix, np.dtype(settings.dtype))))
             self._quarantine = self._keep(PendingFile(self.quarantine_path))
         except DataError:
             self.discard()

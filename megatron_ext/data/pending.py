@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -73,10 +74,8 @@ class PendingFile:
         """Remove the partial file; harmless after `publish`."""
         if not self._stream.closed:
             self.partial.unlink(missing_ok=True)
-            try:
+            with contextlib.suppress(OSError):  # a full disk refuses the last flush of a file that is gone already
                 self._stream.close()
-            except OSError:  # a full disk refuses the last flush of a file that is gone already
-                self._stream.raw.close()
 
     @property
     def sha256(self) -> str:

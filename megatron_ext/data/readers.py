@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from megatron_ext.errors import DataError
 
@@ -147,31 +147,26 @@ def _gunzip(stream: BinaryIO, progress: ReadProgress, block_bytes: int) -> Itera
             yield piece
 
 
-class _FrameReader(Protocol):
-    eof: bool
-    unused_data: bytes
-
-    def decompress(self, data: bytes) -> bytes: ...
-
-
 def _unzstd(path: Path, stream: BinaryIO, progress: ReadProgress) -> Iterator[bytes]:
     """Text of one or several zstd frames; unlike the library's stream reader it notices a missing end."""
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor()
-    frame: _FrameReader | None = None
+    frame = decompressor.decompressobj()
+    inside = False  # within a frame whose end has not come yet
     try:
         while packed := stream.read(1 << 17):
             progress.raw_bytes += len(packed)
             while packed:
-                frame = decompressor.decompressobj() if frame is None else frame
-                if piece := frame.decompress(packed):
-                    yield piece
+                piece = frame.decompress(packed)
+                inside = not frame.eof
                 packed = frame.unused_data if frame.eof else b""
-                frame = None if frame.eof else frame
+                frame = decompressor.decompressobj() if frame.eof else frame
+                if piece:
+                    yield piece
     except zstandard.ZstdError as error:
         raise _damaged(path, progress, str(error)) from None
-    if frame is not None:
+    if inside:
         raise _damaged(path, progress, "it ends in the middle of a frame")
 
 

@@ -38,7 +38,7 @@ class GPTSentencePieceTokenizer(Tokenizer):
         """Ids of several texts; where the type says so, each text that has any ids is begun by bos."""
         lists = self._model.encode(list(texts), num_threads=1)
         batch = batch_of_lists(lists)
-        if not self.prepends_bos:
+        if not self.prepends_bos or self.bos_id is None:
             return batch
         starts = (np.cumsum(batch.lengths) - batch.lengths)[batch.lengths > 0]
         return EncodedBatch(np.insert(batch.ids, starts, self.bos_id), batch.lengths + (batch.lengths > 0))

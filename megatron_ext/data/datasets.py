@@ -1,0 +1,229 @@
+"""From --data-path and its relatives to the training, validation and test views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megatron_ext import log
+from megatron_ext.data.blend import BlendView, normalize, parse_blend
+from megatron_ext.data.indexed import IndexedDataset
+from megatron_ext.data.megatron_order import MegatronOrder, MegatronView
+from megatron_ext.data.order import PermutedOrder, SequentialOrder, order_key
+from megatron_ext.data.order_file import FileOrder
+from megatron_ext.data.split import SPLIT_NAMES, Span, span_of, split_bounds
+from megatron_ext.data.views import View, WindowView
+from megatron_ext.errors import DataError
+
+if TYPE_CHECKING:
+    from megatron_ext.config import DataConfig
+    from megatron_ext.tokenizer.base import Tokenizer
+
+__all__ = ["DatasetRequest", "Datasets", "View", "build_datasets"]
+
+# megatron-core builds this share more of each dataset of a weighted blend than it plans to draw
+# (BlendedMegatronDatasetConfig.mid_level_dataset_surplus); the number decides its count of epochs.
+_MEGATRON_SURPLUS = 0.005
+
+
+@dataclass(frozen=True)
+class DatasetRequest:
+    """What a run needs of its data.
+
+    Attributes:
+        data: paths, split and order.
+        tokenizer: the one the run uses; the data must have been made with it.
+        seq_length: tokens in a sample.
+        num_samples: samples wanted for training, validation and test; 0 for a part that is not needed.
+        seed: decides the permuted and the megatron order.
+    """
+
+    data: DataConfig
+    tokenizer: Tokenizer
+    seq_length: int
+    num_samples: tuple[int, int, int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The views of a run; None for a part that is not needed or has no data of its own."""
+
+    train: View | None
+    valid: View | None
+    test: View | None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of training, validation, test: where it comes from and how much of it is wanted."""
+
+    index: int
+    flag: str
+    prefixes: list[str]
+    weights: list[float] | None
+    bounds: tuple[float, float]
+    num_samples: int
+    own_paths: bool
+
+    @property
+    def name(self) -> str:
+        return SPLIT_NAMES[self.index]
+
+
+def build_datasets(request: DatasetRequest) -> Datasets:
+    """The three views, opened and checked; every rank calls it alone and gets the same.
+
+    Raises:
+        DataError: a dataset is missing, damaged, made with another tokenizer or a larger vocabulary, too small for
+            what is wanted of it, or an order file does not belong to it.
+    """
+    builder = _Builder(request)
+    views = [builder.build(part) if part is not None else None for part in _parts(request)]
+    for name, view in zip(SPLIT_NAMES, views, strict=True):
+        if view is not None:
+            log.info(
+                f"{name}: {view.num_tokens} tokens, {len(view)} samples of {view.seq_length} tokens, "
+                f"{view.remainder_tokens} tokens remain"
+            )
+    return Datasets(*views)
+
+
+class _Builder:
+    """Opens each dataset once and makes the views of all parts."""
+
+    def __init__(self, request: DatasetRequest) -> None:
+        self._request = request
+        self._stores: dict[str, IndexedDataset] = {}
+
+    def build(self, part: _Part) -> View:
+        if self._request.data.dataset_order == "megatron":
+            return self._build_megatron(part)
+        views = [self._window(part, place) for place in range(len(part.prefixes))]
+        if len(views) == 1:
+            return views[0]
+        if part.weights is None:
+            return BlendView(views, normalize([len(view) for view in views]))
+        return BlendView(views, _twice_normalized(part.weights))
+
+    def _window(self, part: _Part, place: int) -> View:
+        request, prefix = self._request, part.prefixes[place]
+        store = self._open(prefix)
+        span = self._span(part, store)
+        view = WindowView(store, span, request.seq_length, self._unchecked_vocab_size(store))
+        order = request.data.dataset_order
+        if order == "sequential":
+            return view.ordered_by(SequentialOrder(len(view)))
+        if order != "permuted" and part.name == "train":
+            if len(part.prefixes) > 1:
+                raise DataError(
+                    f"--dataset-order {order} orders one dataset",
+                    f"{part.flag} gives {len(part.prefixes)}",
+                    "Merge them into one dataset, or use --dataset-order permuted",
+                )
+            return view.ordered_by(FileOrder(Path(order), view.target))
+        return view.ordered_by(PermutedOrder(len(view), order_key(request.seed, part.name, place, store.identity)))
+
+    def _build_megatron(self, part: _Part) -> View:
+        """The cases of megatron-core 0.16.1's BlendedMegatronDatasetBuilder, with its numbers of samples."""
+        single = len(part.prefixes) == 1 and (part.weights is None or part.own_paths)
+        if single:
+            return self._megatron_view(part, 0, part.num_samples)
+        if part.weights is None:
+            views = [self._megatron_view(part, place, None) for place in range(len(part.prefixes))]
+            sizes = [len(view) for view in views]
+            return BlendView(views, normalize(sizes), min(part.num_samples, sum(sizes)))
+        once = normalize(part.weights).tolist()
+        targets = [math.ceil(part.num_samples * weight) for weight in once]
+        views = [
+            self._megatron_view(part, place, math.ceil(target * (1 + _MEGATRON_SURPLUS)))
+            for place, target in enumerate(targets)
+        ]
+        return BlendView(views, _twice_normalized(part.weights), sum(targets))
+
+    def _megatron_view(self, part: _Part, place: int, num_samples: int | None) -> View:
+        request = self._request
+        store = self._open(part.prefixes[place])
+        cache = request.data.data_cache_path
+        order = MegatronOrder(request.seed, request.seq_length, num_samples, Path(cache) if cache else None)
+        return MegatronView(store, self._span(part, store), order, self._unchecked_vocab_size(store))
+
+    def _open(self, prefix: str) -> IndexedDataset:
+        if prefix not in self._stores:
+            self._stores[prefix] = IndexedDataset(prefix)
+            _check_tokenizer(self._stores[prefix], self._request.tokenizer)
+        return self._stores[prefix]
+
+    def _span(self, part: _Part, store: IndexedDataset) -> Span:
+        span = span_of(part.bounds, store.num_sequences)
+        if span.size == 0:
+            cause = "it is empty" if part.own_paths else f'--split "{self._request.data.split}" leaves none of them'
+            raise DataError(
+                f"{store.prefix} has no documents for {part.name}: of its {store.num_sequences} sequences, {cause}",
+                f"{part.num_samples} samples are wanted",
+                "Use more data, or another --split; a share of 0 for validation or test does without it",
+            )
+        return span
+
+    def _unchecked_vocab_size(self, store: IndexedDataset) -> int | None:
+        return self._request.tokenizer.vocab_size if store.manifest is None else None
+
+
+def _parts(request: DatasetRequest) -> list[_Part | None]:
+    data = request.data
+    own = (data.train_data_path, data.valid_data_path, data.test_data_path)
+    if data.data_path and any(own):
+        raise DataError(
+            "--data-path and --train-data-path, --valid-data-path, --test-data-path are given together",
+            "One dataset is cut by --split, or each part has its own",
+            "Give one kind only",
+        )
+    if not data.data_path and not own[0]:
+        raise DataError("there is no training data", fix="Give --data-path, or --train-data-path")
+    bounds = split_bounds(data.split) if data.data_path else [(0.0, 1.0) if path else None for path in own]
+    if bounds[0] is None and request.num_samples[0]:
+        raise DataError(f'--split "{data.split}" leaves nothing to train on', "The first number is the training share")
+    parts: list[_Part | None] = []
+    for index, (path, bound) in enumerate(zip(own, bounds, strict=True)):
+        flag = "--data-path" if data.data_path else f"--{SPLIT_NAMES[index]}-data-path"
+        words: Sequence[str] | None = data.data_path or path
+        if bound is None or not words or not request.num_samples[index]:
+            parts.append(None)
+            continue
+        prefixes, weights = parse_blend(words, flag)
+        parts.append(_Part(index, flag, prefixes, weights, bound, request.num_samples[index], not data.data_path))
+    return parts
+
+
+def _twice_normalized(weights: Sequence[float]) -> np.ndarray:
+    """megatron-core divides by the sum twice; the second time can change the last bit, and with it a tie."""
+    return normalize(normalize(weights).tolist())
+
+
+def _check_tokenizer(store: IndexedDataset, tokenizer: Tokenizer) -> None:
+    manifest = store.manifest
+    if manifest is None:
+        log.warn_once(
+            f"{store.prefix} has no manifest (tools/preprocess_data.py writes one): it cannot be checked that the "
+            "data was made with this tokenizer; the ids of every sample are checked against its vocabulary"
+        )
+        return
+    made_with = manifest.tokenizer
+    if made_with.fingerprint != tokenizer.fingerprint:
+        raise DataError(
+            f"{store.prefix} was made with another tokenizer: {made_with.type} {made_with.model or ''} with "
+            f"{made_with.vocab_size} ids, sha256 {made_with.fingerprint[:12]}...",
+            f"--tokenizer-model of this run has {tokenizer.vocab_size} ids, sha256 {tokenizer.fingerprint[:12]}...",
+            "Use the tokenizer the data was made with, or preprocess the text again",
+        )
+    if manifest.largest_id >= tokenizer.vocab_size:
+        raise DataError(
+            f"{store.prefix} holds token id {manifest.largest_id}",
+            f"The tokenizer of this run has ids 0 to {tokenizer.vocab_size - 1}",
+            "Use the tokenizer the data was made with",
+        )
