@@ -1,0 +1,68 @@
+"""A user's mistake is one paragraph on rank 0 and status 1 everywhere; a bug keeps its traceback."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_ext import errors
+
+
+def run(main, monkeypatch: pytest.MonkeyPatch, rank: str | None = None) -> int:
+    if rank is None:
+        monkeypatch.delenv("RANK", raising=False)
+    else:
+        monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as stop:
+        errors.run_command(main)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def mistake(_argv: list[str]) -> int:
+    raise errors.DataError("--data-path x has no .idx file", "each prefix needs .bin and .idx", "Run the tool again!")
+
+
+def test_the_three_parts_become_one_paragraph():
+    text = str(errors.ConfigError("a is 3", "a must be even ", "set a to 4."))
+    assert text == "a is 3. a must be even. set a to 4."
+    assert str(errors.ConfigError("only this")) == "only this."
+
+
+@pytest.mark.parametrize(("rank", "told"), [(None, True), ("0", True), ("3", False)])
+def test_a_mistake_is_told_once_and_ends_every_rank_with_1(rank, told, monkeypatch, capsys):
+    assert run(mistake, monkeypatch, rank) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == int(told)
+    assert ("no .idx file" in captured.err) == told
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (7, 7)])
+def test_the_status_of_the_command_is_the_status_of_the_process(returned, status, monkeypatch):
+    assert run(lambda _argv: returned, monkeypatch) == status
+
+
+def test_a_keyboard_interrupt_is_130(monkeypatch):
+    def interrupted(_argv):
+        raise KeyboardInterrupt
+
+    assert run(interrupted, monkeypatch) == 130
+
+
+def test_a_bug_is_not_swallowed():
+    def bug(_argv):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        errors.run_command(bug)
+
+
+def test_every_kind_of_mistake_is_caught_as_one():
+    kinds = (
+        errors.ConfigError,
+        errors.DataError,
+        errors.TokenizerError,
+        errors.CheckpointError,
+        errors.ConversionError,
+    )
+    assert all(issubclass(kind, errors.MegatronExtError) for kind in kinds)
