@@ -37,7 +37,7 @@ def read_entries(path: str) -> list[Entry]:
     """
     entries: list[Entry] = []
     root = _compose(path)
-    if root is None:
+    if root is None or _is_null(root):
         return entries
     for section_node, body in _pairs(root, path, "sections (model:, parallel:, ...)"):
         if _is_null(body):

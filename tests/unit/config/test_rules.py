@@ -1,0 +1,362 @@
+"""Each rule has a case that keeps it and a case that breaks it; all broken rules are told together."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_ext.config import RunConfig, check_rules
+from megatron_ext.config.rules import RULES, failures
+from megatron_ext.config.run import all_settings
+from megatron_ext.errors import ConfigError
+
+# A complete training run on 8 processes: tp 2 x pp 2 x dp 2.
+BASE = RunConfig().with_values(
+    world_size=8,
+    num_layers=8,
+    hidden_size=64,
+    num_attention_heads=4,
+    tensor_model_parallel_size=2,
+    pipeline_model_parallel_size=2,
+    seq_length=32,
+    micro_batch_size=1,
+    global_batch_size=8,
+    train_iters=10,
+    lr=1e-3,
+    data_path=("corpus",),
+    tokenizer_type="SentencePieceTokenizer",
+    tokenizer_model="t.model",
+)
+SAMPLES = {"train_iters": None, "train_samples": 1000}
+RAMP = {**SAMPLES, "rampup_batch_size": (4, 2, 100)}
+
+
+@dataclass
+class Case:
+    good: dict
+    bad: dict
+    says: str
+
+
+CASES = {
+    "world_size_holds_whole_model_copies": Case({"world_size": 4}, {"world_size": 6}, "2 x --pipeline.* 2 = 4"),
+    "context_parallel_size_is_one": Case({}, {"context_parallel_size": 2}, "--context-parallel-size 2"),
+    "attention_heads_divide_over_tensor_ranks": Case(
+        {}, {"num_attention_heads": 5, "kv_channels": 8}, "--num-attention-heads 5"
+    ),
+    "query_groups_divide_over_tensor_ranks": Case({"num_query_groups": 2}, {"num_query_groups": 1}, "groups 1 is not"),
+    "feed_forward_divides_over_tensor_ranks": Case(
+        {"ffn_hidden_size": 100}, {"ffn_hidden_size": 99}, "--ffn-hidden-size 99"
+    ),
+    "hidden_size_divides_over_tensor_ranks": Case(
+        {"hidden_size": 66, "kv_channels": 8}, {"hidden_size": 65, "kv_channels": 8}, "--hidden-size 65"
+    ),
+    "padded_vocabulary_divides_over_tensor_ranks": Case(
+        {"padded_vocab_size": 64}, {"padded_vocab_size": 65}, "--padded-vocab-size 65"
+    ),
+    "layers_divide_over_stages": Case({"num_layers": 6}, {"num_layers": 7}, "--num-layers 7"),
+    "stage_divides_into_chunks_of_layers": Case(
+        {"num_layers_per_virtual_pipeline_stage": 2}, {"num_layers_per_virtual_pipeline_stage": 4}, "the 4 layers"
+    ),
+    "stage_divides_into_number_of_chunks": Case(
+        {"num_virtual_stages_per_pipeline_rank": 2}, {"num_virtual_stages_per_pipeline_rank": 3}, "the 4 layers"
+    ),
+    "interleaving_is_asked_for_in_one_way": Case(
+        {"num_layers_per_virtual_pipeline_stage": 2},
+        {"num_layers_per_virtual_pipeline_stage": 2, "num_virtual_stages_per_pipeline_rank": 2},
+        "give one of them",
+    ),
+    "interleaving_needs_several_stages": Case(
+        {"num_virtual_stages_per_pipeline_rank": 2},
+        {"num_virtual_stages_per_pipeline_rank": 2, "pipeline_model_parallel_size": 1},
+        "--num-virtual-stages-per-pipeline-rank has no effect",
+    ),
+    "sequence_parallel_needs_tensor_ranks": Case(
+        {"sequence_parallel": True},
+        {"sequence_parallel": True, "tensor_model_parallel_size": 1},
+        "--sequence-parallel has no effect",
+    ),
+    "sequence_divides_over_tensor_ranks": Case(
+        {"sequence_parallel": True}, {"sequence_parallel": True, "seq_length": 33}, "--seq-length 33"
+    ),
+    "overlap_needs_a_gpu": Case(
+        {"overlap_grad_reduce": True, "device": "cuda"}, {"overlap_grad_reduce": True, "device": "cpu"}, "on a CPU"
+    ),
+    "overlapped_gather_needs_its_partners": Case(
+        {"overlap_param_gather": True, "overlap_grad_reduce": True, "use_distributed_optimizer": True},
+        {"overlap_param_gather": True, "overlap_grad_reduce": True},
+        "needs --use-distributed-optimizer",
+    ),
+    "bucket_size_needs_overlapped_reduction": Case(
+        {"ddp_bucket_size": 9, "overlap_grad_reduce": True}, {"ddp_bucket_size": 9}, "--ddp-bucket-size has no effect"
+    ),
+    "nccl_needs_a_gpu": Case(
+        {"distributed_backend": "gloo", "device": "cpu"}, {"distributed_backend": "nccl", "device": "cpu"}, "nccl needs"
+    ),
+    "architecture_is_complete": Case({}, {"num_layers": None, "hidden_size": None}, "--num-layers, --hidden-size"),
+    "hidden_size_divides_into_heads": Case(
+        {"hidden_size": 70, "kv_channels": 16}, {"hidden_size": 70}, "give --kv-channels"
+    ),
+    "query_heads_divide_into_groups": Case({"num_query_groups": 2}, {"num_query_groups": 6}, "--num-query-groups 6"),
+    "grouped_query_attention_names_its_groups": Case(
+        {"group_query_attention": True, "num_query_groups": 2}, {"group_query_attention": True}, "needs --num-query"
+    ),
+    "rotary_options_need_rope": Case(
+        {"rotary_base": 5e6, "position_embedding_type": "rope"},
+        {"rotary_base": 5e6, "position_embedding_type": "alibi"},
+        "--rotary-base has no effect with --position-embedding-type alibi",
+    ),
+    "rotated_part_of_a_head_is_even": Case(
+        {"position_embedding_type": "rope", "rotary_percent": 0.5},
+        {"position_embedding_type": "rope", "kv_channels": 15},
+        "15 x --rotary-percent 1.0 = 15",
+    ),
+    "positions_cover_the_sequence": Case(
+        {"max_position_embeddings": 32}, {"max_position_embeddings": 31}, "--seq-length 32 is longer"
+    ),
+    "padded_vocabulary_holds_the_vocabulary": Case(
+        {"vocab_size": 60, "padded_vocab_size": 60}, {"vocab_size": 61, "padded_vocab_size": 60}, "60 is smaller"
+    ),
+    "vocabulary_is_padded_in_one_way": Case(
+        {"make_vocab_size_divisible_by": 64},
+        {"make_vocab_size_divisible_by": 64, "padded_vocab_size": 60},
+        "--make-vocab-size-divisible-by has no effect",
+    ),
+    "training_settings_are_complete": Case({}, {"seq_length": None, "lr": None}, "--seq-length, --lr"),
+    "length_of_the_run_is_given": Case(SAMPLES, {"train_iters": None}, "--train-iters or --train-samples"),
+    "length_of_the_run_is_given_once": Case(SAMPLES, {"train_samples": 80}, "give one of them"),
+    "global_batch_divides_evenly": Case(
+        {"global_batch_size": 6}, {"global_batch_size": 7}, "7 is not a multiple of .* size 2 = 2"
+    ),
+    "ramp_up_counts_samples": Case(RAMP, {"rampup_batch_size": (4, 2, 100)}, "needs --train-samples"),
+    "ramp_up_steps_are_whole_batches": Case(
+        RAMP, {**RAMP, "rampup_batch_size": (4, 1, 100)}, "INCREMENT 1 is not a multiple"
+    ),
+    "ramp_up_reaches_the_global_batch": Case(
+        RAMP,
+        {**RAMP, "rampup_batch_size": (2, 4, 100)},
+        "START 2 does not grow by INCREMENT 4 to --global-batch-size 8",
+    ),
+    "interleaved_micro_batches_divide_over_stages": Case(
+        {"num_virtual_stages_per_pipeline_rank": 2},
+        {"num_virtual_stages_per_pipeline_rank": 2, "global_batch_size": 6},
+        "batches of 6 make 3 per rank",
+    ),
+    "samples_hold_one_batch": Case(
+        {**SAMPLES, "train_samples": 8}, {**SAMPLES, "train_samples": 7}, "less than one global batch of 8"
+    ),
+    "one_half_precision_type": Case({"bf16": True}, {"bf16": True, "fp16": True}, "exclude each other"),
+    "loss_scaling_needs_fp16": Case({"fp16": True, "hysteresis": 3}, {"bf16": True, "hysteresis": 3}, "without --fp16"),
+    "fixed_loss_scale_stands_alone": Case(
+        {"fp16": True, "loss_scale": 8.0}, {"fp16": True, "loss_scale": 8.0, "hysteresis": 3}, "--hysteresis has no"
+    ),
+    "loss_scales_are_ordered": Case(
+        {"fp16": True, "min_loss_scale": 2.0}, {"fp16": True, "min_loss_scale": 2.0**33}, "above --initial-loss-scale"
+    ),
+    "full_recomputation_says_how": Case(
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+        {"recompute_granularity": "full", "recompute_method": "block"},
+        "full needs --recompute-num-layers",
+    ),
+    "recomputed_modules_need_selective": Case(
+        {"recompute_granularity": "selective", "recompute_modules": ("mlp",)},
+        {"recompute_modules": ("mlp",)},
+        "--recompute-modules has no effect",
+    ),
+    "recomputed_layers_fit_the_stage": Case(
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 4},
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 5},
+        "exceeds the 4 layers",
+    ),
+    "garbage_interval_needs_manual_gc": Case(
+        {"manual_gc": True, "manual_gc_interval": 5}, {"manual_gc_interval": 5}, "without --manual-gc"
+    ),
+    "evaluation_interval_needs_batches": Case(
+        {"eval_interval": 5}, {"eval_interval": 5, "eval_iters": 0}, "with --eval-iters 0"
+    ),
+    "evaluating_only_needs_batches": Case(
+        {"skip_train": True}, {"skip_train": True, "eval_iters": 0}, "leaves nothing to do"
+    ),
+    "lengths_have_the_unit_of_the_run": Case(
+        {**SAMPLES, "lr_warmup_samples": 8}, {"lr_warmup_samples": 8}, "--lr-warmup-samples cannot .* --train-iters"
+    ),
+    "learning_rates_are_ordered": Case({"min_lr": 1e-3}, {"min_lr": 2e-3}, "--min-lr 0.002 is above --lr 0.001"),
+    "warm_up_is_given_once": Case(
+        {"lr_warmup_fraction": 0.1}, {"lr_warmup_fraction": 0.1, "lr_warmup_iters": 1}, "both give the warm-up"
+    ),
+    "warm_up_is_shorter_than_the_decay": Case(
+        {"lr_warmup_iters": 9}, {"lr_warmup_iters": 5, "lr_decay_iters": 5}, "5 is not shorter than the decay, 5 iters"
+    ),
+    "warm_up_start_needs_a_warm_up": Case(
+        {"lr_warmup_init": 1e-5, "lr_warmup_iters": 2}, {"lr_warmup_init": 1e-5}, "without a warm-up"
+    ),
+    "constant_rate_has_no_floor": Case(
+        {"min_lr": 1e-4}, {"min_lr": 1e-4, "lr_decay_style": "constant"}, "--min-lr has no effect"
+    ),
+    "last_phase_belongs_to_wsd": Case(
+        {"lr_decay_style": "WSD", "lr_wsd_decay_iters": 2}, {"lr_wsd_decay_iters": 2}, "without --lr-decay-style WSD"
+    ),
+    "wsd_says_how_long_its_last_phase_is": Case(
+        {"lr_decay_style": "WSD", "lr_wsd_decay_iters": 2}, {"lr_decay_style": "WSD"}, "WSD needs"
+    ),
+    "wsd_last_phase_fits_the_decay": Case(
+        {"lr_decay_style": "WSD", "lr_wsd_decay_iters": 8, "lr_warmup_iters": 2},
+        {"lr_decay_style": "WSD", "lr_wsd_decay_iters": 8, "lr_warmup_iters": 3},
+        "exceed the decay, 10 iters",
+    ),
+    "constant_weight_decay_has_one_value": Case(
+        {"weight_decay": 0.1}, {"start_weight_decay": 0.1}, "--start-weight-decay has no effect"
+    ),
+    "weight_decay_schedule_is_complete": Case(
+        {"weight_decay_incr_style": "cosine", "start_weight_decay": 0.1, "end_weight_decay": 0.2},
+        {"weight_decay_incr_style": "cosine", "start_weight_decay": 0.1},
+        "cosine needs --end-weight-decay",
+    ),
+    "optimizer_options_fit_the_optimizer": Case(
+        {"optimizer": "sgd", "sgd_momentum": 0.5}, {"optimizer": "sgd", "adam_beta2": 0.5}, "--adam-beta2 has no effect"
+    ),
+    "data_is_given": Case({"data_path": None, "train_data_path": ("a",)}, {"data_path": None}, "give --data-path"),
+    "data_is_split_in_one_way": Case({}, {"valid_data_path": ("a",)}, "--valid-data-path exclude each other"),
+    "split_is_readable": Case({"split": "98,2"}, {"split": "0,1"}, "--split '0,1' is not"),
+    "split_needs_a_dataset_to_cut": Case(
+        {"split": "98,2"}, {"split": "98,2", "data_path": None, "train_data_path": ("a",)}, "--split has no effect"
+    ),
+    "tokenizer_is_given": Case({}, {"tokenizer_model": None}, "SentencePieceTokenizer needs --tokenizer-model"),
+    "null_tokenizer_has_a_size_and_no_file": Case(
+        {"tokenizer_type": "NullTokenizer", "tokenizer_model": None, "vocab_size": 99},
+        {"tokenizer_type": "NullTokenizer", "tokenizer_model": None},
+        "needs --vocab-size",
+    ),
+    "tokenizer_file_needs_its_type": Case({}, {"tokenizer_type": None}, "t.model needs --tokenizer-type"),
+    "dataset_order_is_known_or_a_file": Case(
+        {"dataset_order": __file__}, {"dataset_order": "shuffled"}, "neither one of permuted, megatron, sequential"
+    ),
+    "index_cache_belongs_to_megatron_order": Case(
+        {"data_cache_path": "c", "dataset_order": "megatron"}, {"data_cache_path": "c"}, "--data-cache-path has no"
+    ),
+    "saving_options_need_a_folder": Case({"save": "d", "save_interval": 2}, {"save_interval": 2}, "without --save"),
+    "retention_needs_a_save_interval": Case(
+        {"save": "d", "save_interval": 2, "keep_last": 2}, {"save": "d", "keep_last": 2}, "--save-keep-last has no"
+    ),
+    "retained_steps_are_saved_steps": Case(
+        {"save": "d", "save_interval": 2, "save_retain_interval": 4},
+        {"save": "d", "save_interval": 2, "save_retain_interval": 5},
+        "5 is not a multiple of --save-interval 2",
+    ),
+    "loading_options_need_a_folder": Case(
+        {"load": "d", "finetune": True}, {"finetune": True, "ckpt_step": 3}, "--ckpt-step, --finetune have no effect"
+    ),
+    "schedule_comes_from_one_place": Case(
+        {"load": "d", "override_opt_param_scheduler": True},
+        {"load": "d", "override_opt_param_scheduler": True, "use_checkpoint_opt_param_scheduler": True},
+        "exclude each other",
+    ),
+    "tensorboard_interval_needs_a_folder": Case(
+        {"tensorboard_dir": "d", "tensorboard_log_interval": 2},
+        {"tensorboard_log_interval": 2},
+        "without --tensorboard",
+    ),
+}
+
+
+def test_every_rule_has_a_good_and_a_bad_case():
+    assert set(CASES) == set(RULES)
+
+
+def test_the_base_run_keeps_all_rules():
+    check_rules(BASE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_good_case_keeps_every_rule(name):
+    assert failures(BASE.with_values(**CASES[name].good)) == {}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_case_breaks_the_rule_and_says_so(name):
+    import re
+
+    message = failures(BASE.with_values(**CASES[name].bad))[name]
+    assert re.search(CASES[name].says, message), message
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"rampup_batch_size": (3, 2, 9)}, "ramp_up_steps_are_whole_batches"),
+        ({"rampup_batch_size": (8, 2, 9)}, "ramp_up_reaches_the_global_batch"),
+        ({"rampup_batch_size": (2, 2, 9), "global_batch_size": None}, "ramp_up_reaches_the_global_batch"),
+        (
+            {**RAMP, "num_virtual_stages_per_pipeline_rank": 2, "rampup_batch_size": (6, 2, 9)},
+            "interleaved_micro_batches_divide_over_stages",
+        ),
+        ({"recompute_num_layers": 1}, "full_recomputation_says_how"),
+        ({"recompute_granularity": "selective", "recompute_method": "block"}, "full_recomputation_says_how"),
+        ({**SAMPLES, "lr_decay_iters": 5}, "lengths_have_the_unit_of_the_run"),
+        ({"lr_warmup_iters": 10}, "warm_up_is_shorter_than_the_decay"),
+        ({"lr_warmup_init": 1.0, "lr_warmup_iters": 1}, "learning_rates_are_ordered"),
+        ({"sgd_momentum": 0.1}, "optimizer_options_fit_the_optimizer"),
+        ({"num_layers_per_virtual_pipeline_stage": 3}, "stage_divides_into_chunks_of_layers"),
+        ({"tokenizer_type": None, "tokenizer_model": None}, "tokenizer_is_given"),
+        ({"split": "1,2,3,4"}, "split_is_readable"),
+        ({"split": "1,-2"}, "split_is_readable"),
+        ({"split": "nan"}, "split_is_readable"),
+        (
+            {"weight_decay_incr_style": "linear", "start_weight_decay": 0.2, "end_weight_decay": 0.1},
+            "weight_decay_schedule_is_complete",
+        ),
+        ({"overlap_param_gather": True, "use_distributed_optimizer": True}, "overlapped_gather_needs_its_partners"),
+        (
+            {"tokenizer_type": "NullTokenizer", "vocab_size": 9},
+            "null_tokenizer_has_a_size_and_no_file",
+        ),
+    ],
+)
+def test_further_bad_cases(change, name):
+    assert name in failures(BASE.with_values(**change))
+
+
+def test_all_failures_are_told_together():
+    broken = BASE.with_values(world_size=6, bf16=True, fp16=True, seq_length=None)
+    with pytest.raises(ConfigError) as error:
+        check_rules(broken)
+    assert str(error.value).startswith("3 rules do not hold:") and str(error.value).count("\n  - ") == 3
+
+
+def test_a_complete_architecture_is_enough_for_tools():
+    run = RunConfig().with_values(num_layers=2, hidden_size=8, num_attention_heads=2)
+    check_rules(run, "model")
+    assert "training_settings_are_complete" in failures(run, "train")
+    with pytest.raises(ConfigError, match="architecture is incomplete"):
+        check_rules(RunConfig(), "model")
+
+
+VALUES = {
+    "integer": st.integers(1, 9),
+    "number": st.floats(0.1, 0.9),
+    "true or false": st.booleans(),
+    "text": st.sampled_from(["a", "98,2", "x y"]),
+    "words": st.lists(st.sampled_from(["a", "1"]), min_size=1, max_size=3).map(tuple),
+    "integers": st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 99)),
+}
+
+
+def any_value(setting):
+    if setting.knob.choices:
+        words = st.sampled_from(setting.knob.choices)
+        return words.map(lambda word: (word,)) if setting.kind == "words" else words
+    if setting.knob.bounds == "[2, inf)":
+        return st.integers(2, 9)
+    if setting.kind == "number" and setting.knob.bounds in ("(1, inf)", "[1, inf)"):
+        return st.floats(2, 9)
+    return VALUES[setting.kind]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.lists(st.sampled_from(list(all_settings().values())), max_size=25), st.integers(1, 16))
+def test_rules_answer_and_never_crash_whatever_is_set(data, chosen, world_size):
+    values = {setting.name: data.draw(any_value(setting)) for setting in chosen}
+    for base in (BASE, RunConfig()):
+        for purpose in ("train", "model"):
+            failures(base.with_values(world_size=world_size, **values), purpose)
