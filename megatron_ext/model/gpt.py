@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 
-from torch import Tensor
-
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
@@ -17,9 +15,11 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
-from megatron_ext.config import RunConfig
+from torch import Tensor
+
+from megatron_ext.config import ModelConfig, RunConfig
 from megatron_ext.config.to_core import transformer_config
-from megatron_ext.model.attention import CausalAttention
+from megatron_ext.model.attention import CausalAttention, Positions
 from megatron_ext.model.counts import padded_vocab_size
 from megatron_ext.model.cross_entropy import vocab_parallel_cross_entropy
 from megatron_ext.model.init import initialize_parameters
@@ -48,9 +48,7 @@ class PretrainGPT(GPTModel):
             labels: int64 `[b, s]`.
             logits: `[s, b, v_padded/tp]`; collective over the tensor-parallel group.
         """
-        loss = vocab_parallel_cross_entropy(
-            logits, labels.transpose(0, 1), self.true_vocab_size, self.pg_collection.tp
-        )
+        loss = vocab_parallel_cross_entropy(logits, labels.transpose(0, 1), self.true_vocab_size, self.pg_collection.tp)
         return loss.transpose(0, 1).contiguous()
 
 
@@ -79,7 +77,7 @@ def build_model(run: RunConfig, vocab_size: int, device: str) -> list[PretrainGP
 def layer_spec(run: RunConfig) -> ModuleSpec:
     """Return the module tree of one transformer layer: megatron-core's, with our norm and core attention."""
     norm = NORMS[run.model.normalization]
-    attention = functools.partial(CausalAttention, alibi=run.model.position_embedding_type == "alibi")
+    attention = functools.partial(CausalAttention, positions=positions_of(run.model))
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -101,13 +99,20 @@ def layer_spec(run: RunConfig) -> ModuleSpec:
     )
 
 
+def positions_of(model: ModelConfig) -> Positions:
+    """Return what attention does about positions; learned ones are added to the embedding instead."""
+    if model.position_embedding_type == "rope":
+        return Positions(rotary_base=model.rotary_base, rotary_percent=model.rotary_percent)
+    return Positions(alibi=model.position_embedding_type == "alibi")
+
+
 def _build_chunk(run: RunConfig, core: TransformerConfig, vocab_size: int, stage: int | None) -> PretrainGPT:
     model = run.model
     spec = layer_spec(run)
     num_layers = get_num_layers_to_build(core, vp_stage=stage)
     first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage)
     last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage)
-    rotary_or_learned = model.position_embedding_type in ("rope", "learned_absolute")
+    learned = model.position_embedding_type == "learned_absolute"
     return PretrainGPT(
         true_vocab_size=vocab_size,
         config=core,
@@ -120,8 +125,7 @@ def _build_chunk(run: RunConfig, core: TransformerConfig, vocab_size: int, stage
         post_process=last,
         parallel_output=True,
         share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
-        position_embedding_type=model.position_embedding_type if rotary_or_learned else "none",
-        rotary_percent=model.rotary_percent,
-        rotary_base=model.rotary_base,
+        # RoPE and ALiBi are our core attention's business
+        position_embedding_type="learned_absolute" if learned else "none",
         vp_stage=stage,
     )

@@ -7,11 +7,11 @@ import math
 
 import numpy as np
 import torch
-
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from megatron.core.transformer.module import MegatronModule
+
 from megatron_ext.config import RunConfig
 from megatron_ext.native import counter_normal
 

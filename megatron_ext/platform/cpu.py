@@ -120,9 +120,6 @@ def replacements() -> list[tuple[Any, str, Any]]:
     """Return every replaced name as (owner, attribute, its meaning on a CPU)."""
     import megatron.core.tensor_parallel.random as megatron_random
 
-    def nothing(*_: object, **__: object) -> None:
-        return None
-
     cuda = torch.cuda
     device_arguments = [(torch, name, _with_cpu_device(getattr(torch, name))) for name in FACTORIES]
     tensor_methods = [
@@ -133,25 +130,34 @@ def replacements() -> list[tuple[Any, str, Any]]:
     ]
     devices = [
         (cuda, "current_device", lambda: _CPU),
-        (cuda, "set_device", nothing),
-        (cuda, "synchronize", nothing),
-        (cuda, "empty_cache", nothing),
+        (cuda, "set_device", _nothing()),
+        (cuda, "synchronize", _nothing()),
+        (cuda, "empty_cache", _nothing()),
         (cuda, "Stream", NoStream),
         (cuda, "Event", NoEvent),
         (cuda, "current_stream", lambda *_: NoStream()),
         (cuda, "default_stream", lambda *_: NoStream()),
         (cuda, "stream", lambda *_: contextlib.nullcontext()),
-        (cuda.nvtx, "range_push", nothing),
-        (cuda.nvtx, "range_pop", nothing),
+        (cuda.nvtx, "range_push", _nothing()),
+        (cuda.nvtx, "range_pop", _nothing()),
     ]
     generator = [
-        (cuda, "manual_seed", torch.manual_seed),
+        (cuda, "manual_seed", lambda seed: torch.manual_seed(seed)),
         (cuda, "get_rng_state", lambda *_, **__: torch.get_rng_state()),
         (cuda, "set_rng_state", lambda state, *_, **__: torch.set_rng_state(state)),
         (megatron_random, "_get_cuda_rng_state", lambda *_, **__: torch.get_rng_state()),
         (megatron_random, "_set_cuda_rng_state", lambda state, *_, **__: torch.set_rng_state(state)),
     ]
     return [*device_arguments, *tensor_methods, *devices, *generator]
+
+
+def _nothing() -> Callable[..., None]:
+    """Return a function that does nothing; a new one each time, because torch.compile tells functions by identity."""
+
+    def nothing(*_: object, **__: object) -> None:
+        return None
+
+    return nothing
 
 
 def _is_cuda(device: object) -> bool:

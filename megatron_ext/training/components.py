@@ -36,8 +36,8 @@ class Components:
 
     run: RunConfig
     world: World
-    tokenizer: Tokenizer
-    datasets: Datasets
+    tokenizer: Tokenizer | None
+    datasets: Datasets | None
     chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     schedule: Schedule
@@ -51,6 +51,20 @@ class Components:
 def build_components(run: RunConfig, world: World, tokenizer: Tokenizer, datasets: Datasets) -> Components:
     """Build model, gradient buffers, optimizer and schedule; every rank calls it."""
     models = build_model(run, tokenizer.vocab_size, world.device.type)
+    return assemble(run, world, models, tokenizer, datasets)
+
+
+def assemble(
+    run: RunConfig,
+    world: World,
+    models: list[PretrainGPT],
+    tokenizer: Tokenizer | None = None,
+    datasets: Datasets | None = None,
+) -> Components:
+    """Give built model chunks their gradient buffers, optimizer and schedule; every rank calls it.
+
+    Tests and benchmarks that feed tensors of their own leave tokenizer and datasets out.
+    """
     chunks = wrap_data_parallel(run, models, world.device.type)
     optimizer = build_optimizer(run, chunks)
     core = models[0].config

@@ -36,7 +36,7 @@ def train_step(parts: Components, state: TrainState, readers: Readers) -> StepRe
     for chunk in parts.chunks:
         chunk.zero_grad_buffer()
     parts.optimizer.zero_grad()
-    rate = set_rates(parts.optimizer.param_groups, parts.schedule, state.schedule_step + global_batch_size)
+    rate = set_rates(parts.optimizer.param_groups, parts.schedule, state.schedule_step)
     lm_loss = forward_backward(parts, readers, global_batch_size, forward_only=False)
     updated, grad_norm, num_zeros = parts.optimizer.step()
     return StepResult(
