@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-from megatron_ext.config.checkpoint import CheckpointConfig
-from megatron_ext.config.data import DataConfig
 from megatron_ext.config.load import Resolved, load_run_config
-from megatron_ext.config.logging import LoggingConfig
-from megatron_ext.config.model import ModelConfig
-from megatron_ext.config.optim import OptimConfig
-from megatron_ext.config.parallel import ParallelConfig
 from megatron_ext.config.rules import check_rules
 from megatron_ext.config.run import RunConfig, run_config_from_dict, run_config_to_dict
-from megatron_ext.config.train import TrainConfig
+from megatron_ext.config.sections.checkpoint import CheckpointConfig
+from megatron_ext.config.sections.data import DataConfig
+from megatron_ext.config.sections.logging import LoggingConfig
+from megatron_ext.config.sections.model import ModelConfig
+from megatron_ext.config.sections.optim import OptimConfig
+from megatron_ext.config.sections.parallel import ParallelConfig
+from megatron_ext.config.sections.train import TrainConfig
 
 __all__ = [
     "CheckpointConfig",

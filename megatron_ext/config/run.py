@@ -7,14 +7,14 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_ext.config.checkpoint import CheckpointConfig
-from megatron_ext.config.data import DataConfig
 from megatron_ext.config.knob import Section, Setting, settings_of
-from megatron_ext.config.logging import LoggingConfig
-from megatron_ext.config.model import ModelConfig
-from megatron_ext.config.optim import OptimConfig
-from megatron_ext.config.parallel import ParallelConfig
-from megatron_ext.config.train import TrainConfig
+from megatron_ext.config.sections.checkpoint import CheckpointConfig
+from megatron_ext.config.sections.data import DataConfig
+from megatron_ext.config.sections.logging import LoggingConfig
+from megatron_ext.config.sections.model import ModelConfig
+from megatron_ext.config.sections.optim import OptimConfig
+from megatron_ext.config.sections.parallel import ParallelConfig
+from megatron_ext.config.sections.train import TrainConfig
 from megatron_ext.errors import ConfigError
 
 SECTIONS: dict[str, type[Section]] = {

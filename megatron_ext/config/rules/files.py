@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from megatron_ext.config.data import DATASET_ORDERS
 from megatron_ext.config.rules.registry import given, missing, rule, without_effect
 from megatron_ext.config.run import RunConfig
+from megatron_ext.config.sections.data import DATASET_ORDERS
 
 _SPLIT_PATHS = "train_data_path valid_data_path test_data_path"
 

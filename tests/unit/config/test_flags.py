@@ -8,14 +8,12 @@ import pytest
 
 from megatron_ext.config.flags import build_parser, parse_command_line
 from megatron_ext.config.load import resolve
-from megatron_ext.config.refused import refusal
 from megatron_ext.config.run import all_settings
 from megatron_ext.errors import ConfigError
 
 MEGATRON_FLAGS = [
     line for line in (Path(__file__).parent / "megatron_flags.txt").read_text().split("\n") if line.startswith("--")
 ]
-ACCEPTED = {flag for s in all_settings().values() for flag in (*s.on_flags, *s.off_flags)} | {"--config"}
 
 
 def example(setting):
@@ -115,15 +113,6 @@ def test_all_wrong_values_are_told_at_once():
     with pytest.raises(ConfigError) as error:
         try_resolve("--lr", "x", "--num-layers", "0", "--seed", "-5")
     assert str(error.value).count("\n  - ") == 3
-
-
-def test_every_megatron_flag_is_accepted_or_refused_with_a_reason():
-    assert len(MEGATRON_FLAGS) > 600
-    assert [flag for flag in MEGATRON_FLAGS if (flag in ACCEPTED) == (refusal(flag) is not None)] == []
-
-
-def test_no_accepted_flag_is_in_the_table_of_refusals():
-    assert [flag for flag in ACCEPTED if refusal(flag)] == []
 
 
 def test_the_names_differ_from_megatron_only_where_megatron_has_none():

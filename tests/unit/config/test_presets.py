@@ -35,7 +35,7 @@ def test_model_presets_hold_the_architecture_only_and_have_the_published_size(na
     run = resolved.run
     changed = {field for field, source in resolved.sources.items() if source != "default"}
     assert changed <= set(vars(run.model))
-    # Source: systems.md 3.1 for the published models; 8000 entries for the demo's.
+    # the published sizes; 8000 entries for the demo's model
     assert parameter_counts(run.model, run.model.vocab_size or 8000).total == PARAMETERS[name]
 
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from megatron.core.num_microbatches_calculator import RampupBatchsizeNumMicroBatchesCalculator
 
 from megatron_ext.config import RunConfig
 
@@ -43,9 +44,8 @@ def ramped(start, increments, increment, ramp_samples, **more):
 
 @given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 8), st.integers(1, 500), st.integers(0, 700))
 def test_ramp_up_equals_megatron_core(start, increments, increment, ramp_samples, consumed):
-    calculators = pytest.importorskip("megatron.core.num_microbatches_calculator")
     run = ramped(start, increments, increment, ramp_samples)
-    calculator = calculators.RampupBatchsizeNumMicroBatchesCalculator(
+    calculator = RampupBatchsizeNumMicroBatchesCalculator(
         run.global_batch_size, 1, 1, False, 0, start, increment, ramp_samples
     )
     calculator.update(consumed, consistency_check=False)

@@ -1,17 +1,14 @@
 """Every setting lands in a megatron-core object or on a list that says who reads it instead."""
 
 import dataclasses
-import warnings
 
 import pytest
+import torch
 
-warnings.simplefilter("ignore")
-to_core = pytest.importorskip("megatron_ext.config.to_core")
-torch = pytest.importorskip("torch")
-
-from megatron_ext.config.knob import settings_of  # noqa: E402
-from megatron_ext.config.run import SECTIONS, RunConfig  # noqa: E402
-from megatron_ext.errors import ConfigError  # noqa: E402
+from megatron_ext.config import to_core
+from megatron_ext.config.knob import settings_of
+from megatron_ext.config.run import SECTIONS, RunConfig
+from megatron_ext.errors import ConfigError
 
 BASE = RunConfig().with_values(
     world_size=8,
