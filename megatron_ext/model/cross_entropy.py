@@ -50,7 +50,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         target = target.where(mine, 0.0)
         total = torch.zeros(rows, device=logits.device)
         for chunk in _chunks(rows, real):
-            total[chunk] = scores[chunk].float().sub_(largest[chunk, None]).exp_().sum(-1)
+            total[chunk] = torch.sub(scores[chunk], largest[chunk, None]).exp_().sum(-1)
         _all_reduce(target, dist.ReduceOp.SUM, group)
         _all_reduce(total, dist.ReduceOp.SUM, group)
         log_total = total.log()
@@ -67,7 +67,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         grads[:, real:] = 0
         weight = grad_output.reshape(-1, 1).float()
         for chunk in _chunks(len(scores), real):
-            softmax = scores[chunk].float().sub_(log_sum_exp[chunk, None]).exp_()
+            softmax = torch.sub(scores[chunk], log_sum_exp[chunk, None]).exp_()
             softmax.scatter_add_(1, index[chunk, None], -mine[chunk, None].float())
             grads[chunk, :real] = softmax.mul_(weight[chunk])
         return grad, None, None, None
