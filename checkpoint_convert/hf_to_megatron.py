@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 TOKENIZERS = (("tokenizer.model", "SentencePieceTokenizer"), ("tokenizer.json", "HuggingFaceTokenizer"))
+FILE_OF = {"HuggingFaceTokenizer": "tokenizer.json"}
 SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -34,6 +35,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--save", required=True, metavar="DIR", help="folder of checkpoints to write into")
     parser.add_argument(
         "--dtype", choices=[*DTYPES, *DTYPES.values()], help="type of the weights; default: the folder's own"
+    )
+    parser.add_argument(
+        "--tokenizer-type",
+        choices=["SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer", "HuggingFaceTokenizer"],
+        help="how training reads the folder's tokenizer; default: SentencePieceTokenizer for a tokenizer.model, else "
+        "HuggingFaceTokenizer for a tokenizer.json",
     )
     parser.add_argument(
         "--make-vocab-size-divisible-by", type=int, default=128, metavar="N", help="pad the vocabulary; default 128"
@@ -63,7 +70,7 @@ def main(arguments: list[str]) -> None:
     config = read_json(root / CONFIG)
     architecture = architecture_for_config(config)
     vocab_size = look_up(config, "vocab_size")
-    kind, files = tokenizer_of(root)
+    kind, files = tokenizer_of(root, options.tokenizer_type)
     run = run_of(architecture.model_fields(config), kind, files, options.make_vocab_size_divisible_by)
     architecture.check_model(run.model)
     conversion = Conversion(architecture, run.model, sizes_of(run.model, vocab_size, padded_rows(run, vocab_size)))
@@ -81,12 +88,20 @@ def main(arguments: list[str]) -> None:
     print(f"imported to {write_full(Path(options.save), state)}")
 
 
-def tokenizer_of(root: Path) -> tuple[str | None, list[Path]]:
-    """Type and files of the folder's tokenizer, the mapping first; (None, []) without one."""
+def tokenizer_of(root: Path, wanted: str | None = None) -> tuple[str | None, list[Path]]:
+    """Type and files of the folder's tokenizer, the mapping first; (None, []) without one.
+
+    Raises:
+        ConversionError: the `wanted` type reads a file that the folder does not hold.
+    """
     for name, kind in TOKENIZERS:
-        if (root / name).is_file():
+        if (root / name).is_file() and (wanted is None or name == FILE_OF.get(wanted, "tokenizer.model")):
             sides = [root / side for side in SIDE_FILES if (root / side).is_file()]
-            return kind, [root / name, *(sides if kind == "HuggingFaceTokenizer" else [])]
+            return wanted or kind, [root / name, *(sides if name == "tokenizer.json" else [])]
+    if wanted is not None:
+        raise ConversionError(
+            f"--tokenizer-type {wanted}", f"{root} holds no {FILE_OF.get(wanted, 'tokenizer.model')}, which it reads"
+        )
     return None, []
 
 

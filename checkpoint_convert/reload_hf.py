@@ -1,16 +1,16 @@
 """Load a Hugging Face folder as a stranger would, and write down what it computes.
 
-    python reload_hf.py FOLDER REQUEST.json RESULT_FOLDER
+    python reload_hf.py FOLDER REQUEST.json RESULTS
 
 Runs under any transformers from 4.57 on and imports nothing of this project, so that what it sees is what a user sees.
-REQUEST: {"tokens": [[id, ...], ...], "texts": [text, ...], "own_code": bool, "new_tokens": int}. RESULT_FOLDER gets
+REQUEST: {"tokens": [[id, ...], ...], "texts": [text, ...], "own_code": bool, "new_tokens": int}. RESULTS gets
 logits.safetensors (`logits`: fp32 `[b, s, v]`) and result.json (versions, class, ids of the texts, continuation).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,19 @@ def reload(folder: Path, request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return logits, result
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Run one request."""
+    parser = argparse.ArgumentParser(prog="reload_hf.py", description="Write down what a Hugging Face folder computes.")
+    parser.add_argument("folder", type=Path, help="the folder to load")
+    parser.add_argument("request", type=Path, help="JSON file: tokens, texts, own_code, new_tokens")
+    parser.add_argument("results", type=Path, help="folder for logits.safetensors and result.json")
+    options = parser.parse_args()
     from safetensors.torch import save_file
 
-    folder, request, out = (Path(argument) for argument in arguments)
-    logits, result = reload(folder, json.loads(request.read_text(encoding="utf-8")))
-    save_file({"logits": logits.contiguous()}, out / "logits.safetensors")
-    (out / "result.json").write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
+    logits, result = reload(options.folder, json.loads(options.request.read_text(encoding="utf-8")))
+    save_file({"logits": logits.contiguous()}, options.results / "logits.safetensors")
+    (options.results / "result.json").write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,0 +1,124 @@
+"""config.json in the spellings that are found in the wild, and the ones that are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from checkpoint_convert.architectures import architecture_for_config
+from checkpoint_convert.architectures.baichuan import BAICHUAN
+from checkpoint_convert.architectures.llama import LLAMA
+from checkpoint_convert.hf_files import SpecialIds, config_of, generation_config_of, read_json
+from megatron_ext.config import ModelConfig
+from megatron_ext.errors import ConversionError
+
+LLAMA_2 = {
+    "architectures": ["LlamaForCausalLM"],
+    "bos_token_id": 1,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 4096,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "use_cache": False,
+    "vocab_size": 32000,
+}
+BAICHUAN_13B = {
+    "architectures": ["BaichuanForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 5120,
+    "intermediate_size": 13696,
+    "model_max_length": 4096,
+    "num_attention_heads": 40,
+    "num_hidden_layers": 40,
+    "rms_norm_eps": 1e-06,
+    "vocab_size": 64000,
+}
+
+
+def test_a_published_llama_config_is_understood():
+    assert architecture_for_config(LLAMA_2) is LLAMA
+    model = ModelConfig(**LLAMA.model_fields(LLAMA_2))
+    assert (model.head_dim, model.query_groups, model.group_query_attention) == (128, 32, False)
+    assert (model.rotary_base, model.layernorm_epsilon, model.normalization) == (10000, 1e-5, "RMSNorm")
+    assert model.untie_embeddings_and_output_weights and model.swiglu and not model.add_bias_linear
+
+
+def test_a_published_baichuan_config_is_understood():
+    assert architecture_for_config(BAICHUAN_13B) is BAICHUAN
+    model = ModelConfig(**BAICHUAN.model_fields(BAICHUAN_13B))
+    assert (model.position_embedding_type, model.max_position_embeddings, model.head_dim) == ("alibi", 4096, 128)
+    BAICHUAN.check_model(model)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"rope_theta": 500000.0},
+        {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}},
+        {"rope_theta": 500000, "rope_parameters": {"rope_theta": 500000.0}, "rope_scaling": {"type": "default"}},
+    ],
+)
+def test_the_rotary_base_is_read_from_either_spelling(spelling):
+    assert LLAMA.model_fields(LLAMA_2 | spelling)["rotary_base"] == 500000
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "two rotary bases"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling = .*llama3"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters = .*yarn"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"attention_bias": True}, "attention_bias = True"),
+        ({"mlp_bias": True}, "mlp_bias = True"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"hidden_size": None}, "no value for hidden_size"),
+    ],
+)
+def test_a_llama_that_cannot_be_expressed_is_refused(change, words):
+    with pytest.raises(ConversionError, match=words):
+        LLAMA.model_fields(LLAMA_2 | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"z_loss_weight": 0}, "Baichuan 2"), ({"max_position_embeddings": 4096}, "rotary")]
+)
+def test_the_other_models_of_the_same_name_are_refused(change, words):
+    with pytest.raises(ConversionError, match=words):
+        BAICHUAN.model_fields(BAICHUAN_13B | change)
+
+
+@pytest.mark.parametrize("config", [{}, {"architectures": ["BaiChuanForCausalLM"], "model_type": "baichuan"}])
+def test_an_unknown_class_is_refused_with_the_known_ones(config):
+    with pytest.raises(ConversionError, match="LlamaForCausalLM, BaichuanForCausalLM"):
+        architecture_for_config(config)
+
+
+def test_the_written_config_speaks_to_both_generations():
+    model = ModelConfig(**LLAMA.model_fields(LLAMA_2 | {"rope_theta": 5000.0, "num_key_value_heads": 8}))
+    config = config_of(LLAMA, model, 32000, "bfloat16", SpecialIds(1, 2, None))
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 5000.0
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
+    assert (config["vocab_size"], config["head_dim"], config["num_key_value_heads"]) == (32000, 128, 8)
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (1, 2, None)
+    assert config["tie_word_embeddings"] is False
+    assert ModelConfig(**LLAMA.model_fields(config)) == model
+    assert generation_config_of(SpecialIds(1, 2, None)) == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    assert generation_config_of(SpecialIds()) == {}
+
+
+def test_a_config_file_that_is_none_is_named(tmp_path):
+    with pytest.raises(ConversionError, match="is missing"):
+        read_json(tmp_path / "config.json")
+    for text in ("{", "[]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ConversionError, match=r"config\.json"):
+            read_json(tmp_path / "config.json")
