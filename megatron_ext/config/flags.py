@@ -43,6 +43,7 @@ def build_parser(
     """A parser with one flag per setting, grouped by section; its errors are `ConfigError`s."""
     parser = SettingsParser(
         prog=prog,
+        usage="%(prog)s [-h] [--config FILE ...] [--FLAG VALUE ...]",
         description=description,
         epilog=epilog,
         allow_abbrev=False,

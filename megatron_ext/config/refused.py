@@ -197,7 +197,10 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "checkpoints are kept by --save-interval, --save-keep-last and --save-retain-interval",
         "--persistent-save-interval --non-persistent-*",
     ),
-    ("random generators are part of every checkpoint; --no-load-rng leaves them out on load", "--no-save-rng"),
+    (
+        "checkpoints hold no generator state: dropout is a function of --seed and the step",
+        "--no-save-rng --no-load-rng",
+    ),
     (
         "the checkpoint's architecture must equal the settings; give its saved configuration as --config",
         "--use-checkpoint-args",

@@ -122,7 +122,7 @@ def loading_options_need_a_folder(run: RunConfig) -> str | None:
     if run.checkpoint.load is not None:
         return None
     names = (
-        "ckpt_step finetune no_load_optim no_load_rng allow_older_checkpoint exit_on_missing_checkpoint "
+        "ckpt_step finetune no_load_optim allow_older_checkpoint exit_on_missing_checkpoint "
         "override_opt_param_scheduler use_checkpoint_opt_param_scheduler"
     )
     return without_effect(run, names, "without --load")

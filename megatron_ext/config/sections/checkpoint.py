@@ -35,7 +35,6 @@ class CheckpointConfig(Section):
     finetune: bool = knob(False, "load the weights only and start at step 0")
     no_save_optim: bool = knob(False, "leave the optimizer state out of checkpoints")
     no_load_optim: bool = knob(False, "do not load the optimizer state")
-    no_load_rng: bool = knob(False, "do not load the state of the random generators")
     allow_older_checkpoint: bool = knob(False, "when the newest checkpoint is damaged, use the newest good one")
     exit_on_missing_checkpoint: bool = knob(False, "end with an error when --load holds no checkpoint")
     override_opt_param_scheduler: bool = knob(
