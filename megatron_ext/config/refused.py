@@ -75,6 +75,7 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "--use-precision-aware-optimizer --main-grads-dtype --main-params-dtype --exp-avg-dtype --exp-avg-sq-dtype "
         "--grad-reduce-in-bf16",
     ),
+    ("the attention kernels always compute the softmax in fp32", "--attention-softmax-in-fp32"),
     ("CUDA graphs are not supported", "--cuda-graph-* --enable-cuda-graph --external-cuda-graph"),
     (
         "runs on CPU repeat bit for bit as they are; on a GPU set the variables of your libraries",

@@ -171,7 +171,7 @@ def _computation(run: RunConfig) -> dict[str, Any]:
         "fp16": train.fp16,
         "bf16": train.bf16,
         "params_dtype": params_dtype(run),
-        "attention_softmax_in_fp32": train.attention_softmax_in_fp32,
+        "attention_softmax_in_fp32": True,
         "recompute_granularity": train.recompute_granularity,
         "recompute_method": train.recompute_method,
         "recompute_num_layers": train.recompute_num_layers,

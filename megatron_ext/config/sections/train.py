@@ -65,7 +65,6 @@ class TrainConfig(Section):
     recompute_modules: tuple[str, ...] | None = knob(
         None, "with selective recomputation: what to recompute; absent: core_attn", choices=("core_attn", "mlp")
     )
-    attention_softmax_in_fp32: bool = knob(False, "compute the attention softmax in fp32")
     manual_gc: bool = knob(False, "collect Python garbage only when asked, at the same step on all ranks")
     manual_gc_interval: int = knob(
         0, "steps between collections with --manual-gc; 0 never collects", unit="iterations", bounds="[0, inf)"

@@ -70,7 +70,6 @@ CHANGES = {
     "recompute_method": {"recompute_method": "block"},
     "recompute_num_layers": {"recompute_num_layers": 1},
     "recompute_modules": {"recompute_modules": ("mlp",)},
-    "attention_softmax_in_fp32": {"attention_softmax_in_fp32": True},
 }
 
 # Settings of the optimizer section that are schedules: pure functions of ours (training/schedule.py).
