@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
+
+
+SECONDS_FOR_RANK_0 = 10.0
+"""How long the other ranks outlive a failure that every rank has seen."""
 
 
 class MegatronExtError(Exception):
@@ -56,6 +61,9 @@ def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
     except MegatronExtError as error:
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
+        else:
+            # torchrun ends all ranks as soon as one has failed: let it be rank 0, after it has said why
+            time.sleep(SECONDS_FOR_RANK_0)
         status = 1
     except KeyboardInterrupt:
         status = 130

@@ -17,7 +17,7 @@ from megatron_ext.training.schedule import Schedule, schedule_settings
 
 if TYPE_CHECKING:
     from megatron_ext.data.datasets import Datasets
-    from megatron_ext.tokenizer import Tokenizer
+    from megatron_ext.tokenizer.base import Tokenizer
 
 
 @dataclass

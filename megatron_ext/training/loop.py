@@ -16,7 +16,8 @@ from megatron_ext.data.datasets import DatasetRequest, Datasets, build_datasets
 from megatron_ext.model.counts import padded_vocab_size, parameter_counts
 from megatron_ext.parallel.world import start_world
 from megatron_ext.platform import select_platform
-from megatron_ext.tokenizer import Tokenizer, build_tokenizer
+from megatron_ext.tokenizer.base import Tokenizer
+from megatron_ext.tokenizer.build import build_tokenizer
 from megatron_ext.training.batch_size import total_samples
 from megatron_ext.training.components import Components, build_components
 from megatron_ext.training.evaluate import evaluate
@@ -36,6 +37,7 @@ def pretrain(resolved: Resolved) -> None:
     Raises:
         MegatronExtError: a mistake of the user's, the same on every rank.
     """
+    started_at = time.monotonic()
     run = resolved.run.with_values(global_batch_size=resolved.run.global_batch_size)
     platform = select_platform(run.parallel.device)
     tokenizer = build_tokenizer(run.data.tokenizer_type, run.data.tokenizer_model, run.model.vocab_size)

@@ -11,7 +11,7 @@ from megatron_ext.training.components import Components
 from megatron_ext.training.step import Readers
 
 if TYPE_CHECKING:
-    from megatron_ext.data.datasets import View
+    from megatron_ext.data.views import View
 
 
 @contextmanager

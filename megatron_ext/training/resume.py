@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from megatron_ext.checkpoint.load import find_checkpoint, load_checkpoint
 from megatron_ext.checkpoint.optimizer_state import optimizer_step, scaler_state
 from megatron_ext.checkpoint.record import CheckpointRecord
 from megatron_ext.checkpoint.save import Retention, save_checkpoint, training_tensors
+from megatron_ext.data.views import View
 from megatron_ext.errors import CheckpointError
 from megatron_ext.training.components import Components
 from megatron_ext.training.metrics import TrainState
@@ -66,7 +68,7 @@ def save_state(parts: Components, state: TrainState) -> None:
             schedule=_settings_of(parts.schedule),
             optimizer_step=optimizer_step(parts.optimizer) if keeps_optimizer else None,
             loss_scaler=scaler_state(parts.optimizer) if keeps_optimizer else None,
-            data=parts.datasets.description,
+            data=describe_order(parts.datasets.train),
             tokenizer_files=[file.name for file in parts.tokenizer.files],
             provenance={"software": f"megatron_ext {megatron_ext.__version__}"},
         ),
@@ -76,13 +78,28 @@ def save_state(parts: Components, state: TrainState) -> None:
     log.info(f"saved {folder} in {time.perf_counter() - started:.1f} s")
 
 
+def describe_order(view: View | None) -> dict[str, int]:
+    """Return numbers that tell one stream of training samples from another: sizes, its first ids, its first tokens."""
+    if view is None:
+        return {}
+    ids = view.sample_ids(0, 256)
+    tokens = b"".join(view[int(sample)].tobytes() for sample in ids[:4])
+    return {
+        "tokens": view.num_tokens,
+        "samples in one epoch": len(view),
+        "sequence length": view.seq_length,
+        "checksum of the order": zlib.crc32(ids.tobytes()),
+        "checksum of the first samples": zlib.crc32(tokens),
+    }
+
+
 def _settings_of(schedule: Schedule) -> dict[str, Any]:
     return dict(vars(replace(schedule)))
 
 
 def _refuse_other_data(folder: Path, record: CheckpointRecord, parts: Components) -> None:
     """A resume must continue the same order of the same samples (law L3)."""
-    current = parts.datasets.description
+    current = describe_order(parts.datasets.train)
     differing = [name for name in current if name in record.data and record.data[name] != current[name]]
     if differing:
         values = "; ".join(f"{name}: {record.data[name]} there, {current[name]} here" for name in differing)
