@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ def main(arguments: list[str]) -> None:
     root = Path(options.load)
     if not root.is_dir():
         raise ConversionError(f"--load {root} is not a folder", "names on a model hub are not looked up")
+    warnings.filterwarnings("ignore", module=r"megatron\.|torch\.")  # what they fall back to does not matter here
     from checkpoint_convert.architectures import architecture_for_config
     from checkpoint_convert.engine import Conversion, sizes_of
     from checkpoint_convert.fields import look_up

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,7 @@ def main(arguments: list[str]) -> None:
     options = parse_arguments(arguments)
     if options.parity_tokens < 2:
         raise ConversionError(f"--parity-tokens {options.parity_tokens}", "at least 2 tokens must be compared")
+    warnings.filterwarnings("ignore", module=r"megatron\.|torch\.")  # what they fall back to does not matter here
     from checkpoint_convert.publish import check_free, published_folder
 
     target = Path(options.save)

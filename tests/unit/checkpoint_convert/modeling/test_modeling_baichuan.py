@@ -107,6 +107,17 @@ def test_embeddings_hidden_states_and_kept_logits():
         model()
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_vocabulary_can_be_extended_for_fine_tuning(tied):
+    model = model_of(tie_word_embeddings=tied)
+    with torch.no_grad():
+        before = model(IDS).logits
+        model.resize_token_embeddings(70)
+        assert torch.allclose(model(IDS).logits[..., :61], before, atol=1e-6)
+    assert model.config.vocab_size == 70
+    model(torch.full((1, 3), 69), labels=torch.full((1, 3), 69)).loss.backward()
+
+
 @torch.no_grad()
 def test_half_precision_stays_near_the_exact_logits_at_long_distances():
     model = model_of(num_hidden_layers=1)
