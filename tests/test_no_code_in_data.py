@@ -42,9 +42,9 @@ UNSAFE_CALLS = {
 YAML_LOADERS = {"yaml.load", "yaml.load_all"}
 SAFE_YAML = {"yaml.SafeLoader", "yaml.CSafeLoader"}
 # May pass trust_remote_code, and only for a folder that this project has just written.
-RUNS_OUR_MODELLING_FILE = ("checkpoint_convert/parity.py",)
+RUNS_OUR_MODELLING_FILE = ("checkpoint_convert/reload_hf.py",)
 # May import pickle, for an Unpickler with its own find_class.
-CLOSED_UNPICKLER = ("megatron_ext/checkpoint/storage.py",)
+CLOSED_UNPICKLER = ("megatron_ext/checkpoint/index.py",)
 
 
 def sinks(source: Source) -> Iterator[str]:
