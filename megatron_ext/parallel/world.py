@@ -62,17 +62,31 @@ def start_world(run: RunConfig, platform: Platform) -> Iterator[World]:
     else:
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        start_model_parallel(run, platform)
-        grid = Grid.of_world(
-            run.world_size,
-            parallel.tensor_model_parallel_size,
-            parallel.pipeline_model_parallel_size,
-            parallel.context_parallel_size,
-        )
-        yield World(rank, run.world_size, device, grid)
+        with start_layout(run, platform) as world:
+            yield world
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def start_layout(run: RunConfig, platform: Platform) -> Iterator[World]:
+    """Lay `run` out over the processes that are already connected, and forget the layout at the end.
+
+    Collective over all ranks. Several layouts can follow each other in the same processes (tests do so).
+    """
+    parallel = run.parallel
+    grid = Grid.of_world(
+        run.world_size,
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.context_parallel_size,
+    )
+    device = torch.device("cuda", torch.cuda.current_device()) if platform.name == "cuda" else torch.device("cpu")
+    start_model_parallel(run, platform)
+    try:
+        yield World(dist.get_rank(), run.world_size, device, grid)
     finally:
         stop_model_parallel()
-        dist.destroy_process_group()
 
 
 def start_model_parallel(run: RunConfig, platform: Platform) -> None:

@@ -1,0 +1,50 @@
+"""Trains every case of a file in this world and writes losses, initial and final weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ext.parallel.world import start_world, stop_model_parallel
+from megatron_ext.platform.cpu import CpuPlatform
+from megatron_ext.training.evaluate import evaluate
+from megatron_ext.training.metrics import TrainState
+from tests.distributed.tiny import tiny_run
+from tests.distributed.training import gathered_state, started, train_steps
+
+
+def main(cases_file: str, out: str, processes: str) -> None:
+    """Run the cases one after another; rank 0 writes OUT/NAME.npz each."""
+    cases = json.loads(Path(cases_file).read_text(encoding="utf-8"))
+    first = tiny_run(cases[0]["model"], cases[0]["flags"], int(processes), Path(cases[0]["data"]))
+    with start_world(first, CpuPlatform()) as world:
+        # the layouts of the cases take the place of the one that the world was started with
+        stop_model_parallel()
+        for case in cases:
+            result = run_case(case, int(processes))
+            if world.rank == 0:
+                np.savez(Path(out) / f"{case['name']}.npz", **result)
+
+
+def run_case(case: dict, processes: int) -> dict[str, np.ndarray]:
+    """Train one case and return everything the laws are about."""
+    run = tiny_run(case["model"], case["flags"], processes, Path(case["data"]))
+    with started(run) as parts:
+        start = gathered_state(parts)
+        results = train_steps(parts, TrainState(), case["steps"])
+        validation = evaluate(parts)
+        end = gathered_state(parts)
+    return {
+        "losses": np.array([result.lm_loss for result in results]),
+        "grad_norms": np.array([result.grad_norm for result in results]),
+        "validation": np.array(validation),
+        **{f"start/{name}": value for name, value in start.items()},
+        **{f"end/{name}": value for name, value in end.items()},
+    }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,89 @@
+"""Tiny models, their data and their layouts: what the multi-process tests train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ext.config import RunConfig, load_run_config
+from megatron_ext.data.indexed_writer import write_indexed
+
+VOCAB_SIZE = 101  # odd: every layout pads it, to different sizes
+
+COMMON = (
+    "--seq-length 32 --global-batch-size 4 --micro-batch-size 2 --lr 2e-3 --min-lr 2e-4 --lr-decay-style cosine "
+    "--lr-warmup-iters 4 --train-iters 50 --weight-decay 0.1 --adam-beta2 0.95 --make-vocab-size-divisible-by 8 "
+    f"--tokenizer-type NullTokenizer --vocab-size {VOCAB_SIZE - 1} --split 90,10,0 --eval-iters 2 --num-workers 0 "
+    "--device cpu"
+)
+LLAMA = (
+    "--num-layers 4 --hidden-size 48 --ffn-hidden-size 72 --swiglu --normalization RMSNorm --disable-bias-linear "
+    "--untie-embeddings-and-output-weights --hidden-dropout 0 --attention-dropout 0"
+)
+MODELS = {
+    "rope": f"{LLAMA} --num-attention-heads 6 --position-embedding-type rope",
+    "alibi": f"{LLAMA} --num-attention-heads 6 --position-embedding-type alibi",
+    "gqa": f"{LLAMA} --num-attention-heads 12 --num-query-groups 4 --kv-channels 8 --position-embedding-type rope",
+    # Megatron-LM's defaults: LayerNorm, GELU, biases, learned positions, tied embeddings
+    "gpt2": "--num-layers 4 --hidden-size 48 --num-attention-heads 6 --hidden-dropout 0 --attention-dropout 0",
+}
+
+TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
+VPP = "--num-virtual-stages-per-pipeline-rank"
+SINGLE = "--micro-batch-size 1"
+LAYOUTS: dict[int, dict[str, str]] = {
+    1: {
+        "recompute full": "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
+        "recompute selective": "--recompute-granularity selective",
+        "micro-batch 1": SINGLE,
+        "micro-batch 4": "--micro-batch-size 4",
+    },
+    2: {
+        "tp2": f"{TP} 2",
+        "tp2 sp": f"{TP} 2 --sequence-parallel",
+        "pp2": f"{PP} 2",
+        "pp2 vpp2": f"{PP} 2 {VPP} 2 {SINGLE}",
+        "dp2": "",
+        "dp2 distopt": f"--use-distributed-optimizer {SINGLE}",
+    },
+    4: {
+        "tp2 pp2": f"{TP} 2 {PP} 2",
+        "tp2 sp pp2 vpp2": f"{TP} 2 --sequence-parallel {PP} 2 {VPP} 2",
+        "tp2 sp dp2 distopt": f"{TP} 2 --sequence-parallel --use-distributed-optimizer",
+        "pp2 dp2 distopt": f"{PP} 2 --use-distributed-optimizer {SINGLE}",
+        "pp4": f"{PP} 4 {SINGLE}",
+        "dp4": SINGLE,
+        "dp4 distopt": f"--use-distributed-optimizer {SINGLE}",
+    },
+}
+"""Processes -> name -> flags. 6 heads are no power of two and do not divide by 4, so tp4 is left to `gqa`."""
+TP4 = {"tp4": f"{TP} 4", "tp4 sp": f"{TP} 4 --sequence-parallel"}
+
+
+def write_dataset(prefix: Path, documents: int = 300, seed: int = 0) -> None:
+    """Write documents with something to learn: each counts upwards by its own step, modulo the vocabulary."""
+    generator = np.random.default_rng(seed)
+    texts = []
+    for _ in range(documents):
+        length, start, stride = generator.integers((20, 0, 1), (90, VOCAB_SIZE - 1, 4))
+        texts.append(np.append((start + stride * np.arange(length)) % (VOCAB_SIZE - 1), VOCAB_SIZE - 1))
+    write_indexed(prefix, texts, np.uint16)
+
+
+def tiny_run(model: str, flags: str, world_size: int, data: Path) -> RunConfig:
+    """Return the configuration of one tiny run; later flags win."""
+    words = f"{COMMON} {MODELS[model]} --data-path {data} {flags}".split()
+    return load_run_config(_last_wins(words), world_size).run
+
+
+def _last_wins(words: list[str]) -> list[str]:
+    """Keep the last value of every flag, so that a case can override a common one."""
+    values: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            values[word] = []
+            current = values[word]
+        else:
+            current.append(word)
+    return [part for flag, rest in values.items() for part in (flag, *rest)]
