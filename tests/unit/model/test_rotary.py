@@ -1,0 +1,90 @@
+"""Rotary embedding is a rotation in the complex plane, megatron-core's own, undone by its gradient."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_ext.model.rotary import apply_rotary
+from tests.unit.model.textbook import turned
+
+CASES = [(10_000.0, 1.0, 16), (10_000.0, 0.5, 16), (500_000.0, 0.25, 16), (10_000.0, 1.0, 6), (100.0, 0.75, 8)]
+
+
+def random_heads(length: int = 9, hn: int = 16, seed: int = 0) -> Tensor:
+    return torch.randn(length, 2, 3, hn, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("base", "fraction", "hn"), CASES)
+def test_each_pair_turns_in_the_complex_plane(base: float, fraction: float, hn: int):
+    x = random_heads(hn=hn)
+    torch.testing.assert_close(apply_rotary(x, base, fraction).double(), turned(x, base, fraction), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("base", "fraction", "hn"), CASES)
+def test_it_is_megatron_cores(base: float, fraction: float, hn: int, dtype: torch.dtype):
+    from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+    from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+
+    x = random_heads(hn=hn).to(dtype)
+    one = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
+    theirs = RotaryEmbedding(hn, fraction, rotary_base=base, use_cpu_initialization=True, cp_group=one)
+    config = SimpleNamespace(
+        apply_rope_fusion=False, rotary_interleaved=False, multi_latent_attention=False, fused_single_qkv_rope=False
+    )
+    expected = apply_rotary_pos_emb(x, theirs(x.shape[0]), config, cp_group=one)
+    tolerance = 2e-6 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(apply_rotary(x, base, fraction), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("base", "fraction", "hn"), CASES)
+def test_the_gradient_turns_back(base: float, fraction: float, hn: int):
+    """A rotation is orthogonal: its transpose, which is its gradient, is its inverse."""
+    x = random_heads(hn=hn).requires_grad_()
+    upstream = apply_rotary(random_heads(hn=hn, seed=1), base, fraction)
+    apply_rotary(x, base, fraction).backward(upstream)
+    torch.testing.assert_close(x.grad, random_heads(hn=hn, seed=1), rtol=0, atol=2e-6)
+
+
+def test_the_gradient_is_autograds():
+    x = random_heads().requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    upstream = random_heads(seed=2)
+    apply_rotary(x, 10_000.0, 0.5).backward(upstream)
+    turned(exact, 10_000.0, 0.5).backward(upstream.double())
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=0, atol=5e-6)
+
+
+def test_scores_depend_on_the_distance_alone():
+    """The point of it: q at position i and k at j meet as if at i - j."""
+    query, key = random_heads(1, seed=3).expand(12, 2, 3, 16), random_heads(1, seed=4).expand(12, 2, 3, 16)
+    q, k = apply_rotary(query, 10_000.0, 1.0), apply_rotary(key, 10_000.0, 1.0)
+    scores = torch.einsum("ibnh,jbnh->bnij", q, k)
+    torch.testing.assert_close(scores[..., 1:, 1:], scores[..., :-1, :-1], rtol=0, atol=2e-5)
+
+
+def test_position_zero_and_the_passed_dimensions_stay_bit_for_bit():
+    x = random_heads()
+    out = apply_rotary(x, 10_000.0, 0.5)
+    assert out[0].equal(x[0]) and out[..., 8:].equal(x[..., 8:])
+    assert not out[1:, ..., :8].equal(x[1:, ..., :8])
+
+
+def test_the_input_is_left_alone_and_its_layout_does_not_matter():
+    x = random_heads()
+    before = x.clone()
+    expected = apply_rotary(x, 10_000.0, 1.0)
+    assert x.equal(before)
+    assert apply_rotary(x.transpose(0, 1).contiguous().transpose(0, 1), 10_000.0, 1.0).equal(expected)
+
+
+def test_lengths_bases_and_types_do_not_share_tables():
+    """The tables are cached; a second shape must not get the first one's."""
+    for length, base, dtype in ((5, 1e4, torch.float32), (9, 1e4, torch.float32), (5, 1e5, torch.float32)) * 2:
+        x = random_heads(length).to(dtype)
+        torch.testing.assert_close(apply_rotary(x, base, 1.0).double(), turned(x, base, 1.0), rtol=0, atol=5e-6)
+    assert apply_rotary(random_heads(5).bfloat16(), 1e4, 1.0).dtype == torch.bfloat16
