@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig
@@ -16,6 +15,7 @@ from megatron.core.optimizer.optimizer import (
     FP32Optimizer,
     MegatronOptimizer,
 )
+
 from megatron_ext.config import RunConfig
 from megatron_ext.config.to_core import optimizer_config
 from megatron_ext.optim.adamw import SGD, AdamW
@@ -84,13 +84,6 @@ def parameter_groups(run: RunConfig, chunks: list[DistributedDataParallel]) -> l
         for parameters, multiplier in ((decayed, 1.0), (undecayed, 0.0))
         if parameters
     ]
-
-
-def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:
-    """Set this step's learning rate and weight decay on every group; rank-local."""
-    for group in optimizer.optimizer.param_groups:
-        group["lr"] = learning_rate * group["lr_mult"]
-        group["weight_decay"] = weight_decay * group["wd_mult"]
 
 
 def _update_rule(run: RunConfig, groups: list[dict[str, Any]]) -> AdamW | SGD:
