@@ -10,13 +10,15 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from megatron_ext.checkpoint.index import IndexReader
 from megatron_ext.checkpoint.manifest import faults_of_files, files_of, read_manifest
-from megatron_ext.checkpoint.names import checkpoint_folder, read_tracker, saved_iterations
+from megatron_ext.checkpoint.names import read_tracker, saved_folder, saved_iterations
 from megatron_ext.checkpoint.record import CheckpointRecord, read_record
 from megatron_ext.checkpoint.save import TOKENIZER_FOLDER, save_checkpoint
-from megatron_ext.checkpoint.storage import check_metadata
+from megatron_ext.checkpoint.storage import TensorPlanner, cause_of
 from megatron_ext.config import RunConfig
 from megatron_ext.errors import CheckpointError
 
@@ -33,13 +35,9 @@ class FullCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.path = folder
         self.record: CheckpointRecord = read_record(folder)
-        check_metadata(folder)
-        self._reader = dcp.FileSystemReader(folder)
-        metadata = self._reader.read_metadata().state_dict_metadata
+        self._reader = IndexReader(folder)
         self._tensors: dict[str, TensorStorageMetadata] = {
-            name: entry
-            for name, entry in metadata.items()
-            if isinstance(entry, TensorStorageMetadata) and not name.startswith(OPTIMIZER_PREFIX)
+            name: entry for name, entry in self._reader.tensors.items() if not name.startswith(OPTIMIZER_PREFIX)
         }
 
     @property
@@ -82,7 +80,10 @@ class FullCheckpoint:
     def read(self, name: str) -> Tensor:
         """Return one full weight on the CPU."""
         tensor = torch.empty(self.shape(name), dtype=self.dtype(name))
-        dcp.load({name: tensor}, storage_reader=self._reader, no_dist=True)
+        try:
+            dcp.load({name: tensor}, storage_reader=self._reader, planner=TensorPlanner(), no_dist=True)
+        except CheckpointException as error:
+            raise CheckpointError(f"{name} of {self.path} cannot be read: {cause_of(error)}") from error
         return tensor
 
 
@@ -118,7 +119,7 @@ def open_full(path: Path | str) -> FullCheckpoint:
         candidates = [newest] if newest is not None else saved_iterations(root)[-1:]
         if not candidates:
             raise CheckpointError(f"{root} holds no checkpoint", fix="give a --save folder or one of its iter_ folders")
-        folder = checkpoint_folder(root, candidates[0])
+        folder = saved_folder(root, candidates[0])
     files = read_manifest(folder)
     faults = faults_of_files(folder, files, sorted(files))
     faults += [f"{name} is not in the manifest" for name in files_of(folder) if name not in files]

@@ -11,7 +11,7 @@ from megatron.core.transformer.module import MegatronModule
 
 from megatron_ext import log
 from megatron_ext.checkpoint.manifest import faults_of_files, files_of, read_manifest
-from megatron_ext.checkpoint.names import checkpoint_folder, read_tracker, saved_iterations
+from megatron_ext.checkpoint.names import read_tracker, saved_folder, saved_iterations
 from megatron_ext.checkpoint.optimizer_state import load_optimizer_state, set_optimizer_step, set_scaler_state
 from megatron_ext.checkpoint.record import CheckpointRecord, read_record
 from megatron_ext.checkpoint.save import model_tensors, training_tensors
@@ -52,7 +52,7 @@ def find_checkpoint(config: CheckpointConfig) -> Path | None:
             raise CheckpointError(f"--load {root} holds no checkpoint", "and a checkpoint was asked for")
         return None
     for position, iteration in enumerate(candidates):
-        folder = checkpoint_folder(root, iteration)
+        folder = saved_folder(root, iteration)
         faults = verify_together(folder)
         if not faults:
             return folder

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from megatron_ext.atomic import fsync_path, replace_text
 from megatron_ext.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+FORMAT = 1
 _CHUNK_BYTES = 1 << 22
 
 
 def files_of(folder: Path) -> list[str]:
-    """Return the relative names of all files in a checkpoint folder but the manifest, sorted."""
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Return the relative names of all files and links in a checkpoint folder but the manifest, sorted."""
+    entries = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(folder).as_posix() for path in entries)
     return sorted(name for name in names if name != MANIFEST)
 
 
@@ -36,7 +39,7 @@ def sha256(path: Path) -> str:
 
 def write_manifest(folder: Path, files: dict[str, dict[str, int | str]]) -> None:
     """Write the manifest of `folder`; the last file of a checkpoint."""
-    text = json.dumps({"format": 1, "files": dict(sorted(files.items()))}, indent=1)
+    text = json.dumps({"format": FORMAT, "files": dict(sorted(files.items()))}, indent=1)
     replace_text(folder / MANIFEST, text + "\n")
 
 
@@ -48,26 +51,57 @@ def read_manifest(folder: Path) -> dict[str, dict[str, int | str]]:
     """
     path = folder / MANIFEST
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        # a name from a file never leaves the checkpoint's folder
-        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
-            raise ValueError("a file name points outside the folder")
-    except FileNotFoundError:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or set(content) != {"format", "files"}:
+            raise ValueError("it is not a manifest")
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{path} has format {content['format']!r}", f"this release reads format {FORMAT}")
+        for name, entry in content["files"].items():
+            _check_entry(name, entry)
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder} has no {MANIFEST}, so it is not a finished checkpoint") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error})") from None
-    return files
+    return content["files"]
 
 
 def faults_of_files(folder: Path, files: dict[str, dict[str, int | str]], names: list[str]) -> list[str]:
     """Compare `names` with the manifest entries and say what differs: missing, wrong size, wrong checksum."""
     faults = []
     for name in names:
-        path, expected = folder / name, files[name]
-        if not path.is_file():
-            faults.append(f"{name} is missing")
-        elif path.stat().st_size != expected["bytes"]:
-            faults.append(f"{name} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}")
-        elif sha256(path) != expected["sha256"]:
-            faults.append(f"{name} has another checksum than the manifest says")
+        try:
+            fault = _fault_of_file(folder, name, files[name])
+        except OSError as error:
+            fault = f"{name} cannot be read ({error.strerror})"
+        if fault:
+            faults.append(fault)
     return faults
+
+
+def _fault_of_file(folder: Path, name: str, expected: dict[str, int | str]) -> str | None:
+    path = folder / name
+    if path.resolve() != folder.resolve() / name:
+        return f"{name} is a link"
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != expected["bytes"]:
+        return f"{name} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}"
+    if sha256(path) != expected["sha256"]:
+        return f"{name} has another checksum than the manifest says"
+    return None
+
+
+def _check_entry(name: str, entry: Any) -> None:
+    """A name from a file never leaves the checkpoint's folder, and an entry is a size and a checksum."""
+    if not is_plain_name(name):
+        raise ValueError(f"the file name {name[:80]!r} points outside the folder")
+    if set(entry) != {"bytes", "sha256"} or type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
+        raise ValueError(f"its entry of {name[:80]} is not a size and a checksum")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a relative name, `/` between its parts, stays inside the folder that it is joined to."""
+    parts = name.split("/")
+    return all(part not in ("", ".", "..") and "\0" not in part for part in parts)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.checkpoint.manifest import is_plain_name
 from megatron_ext.config import RunConfig, run_config_from_dict, run_config_to_dict
 from megatron_ext.errors import CheckpointError, MegatronExtError
 
@@ -64,12 +65,25 @@ def read_record(folder: Path) -> CheckpointRecord:
         found = values.pop("format")
         if found != FORMAT:
             raise CheckpointError(f"{path} has format {found}", f"this release reads format {FORMAT}")
-        return CheckpointRecord(**{**values, "run": run_config_from_dict(values["run"])})
+        record = CheckpointRecord(**{**values, "run": run_config_from_dict(values["run"])})
+        _check_values(record)
+        return record
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing, so {folder} is not a checkpoint of this project") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {type(error).__name__} {error}") from None
     except CheckpointError:
         raise
     except MegatronExtError as error:
         raise CheckpointError(f"{path} holds a configuration that this release does not know: {error}") from None
+
+
+def _check_values(record: CheckpointRecord) -> None:
+    """What later code relies on: counters that are numbers, and file names that stay in their folder."""
+    counters = [record.vocab_size, record.state["iteration"], record.state["consumed_samples"], *record.state.values()]
+    if any(type(counter) is not int or counter < 0 for counter in counters):
+        raise ValueError("a counter is not a number")
+    if any("/" in name or not is_plain_name(name) for name in record.tokenizer_files):
+        raise ValueError("the name of a tokenizer file points outside the checkpoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedStateDict
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import MegatronModule
 
-from megatron_ext.atomic import publish_folder
+from megatron_ext.atomic import fsync_path, publish_folder
 from megatron_ext.checkpoint.manifest import describe_file, files_of, write_manifest
-from megatron_ext.checkpoint.names import checkpoint_folder, staging_folder, write_tracker
+from megatron_ext.checkpoint.names import (
+    checkpoint_folder,
+    clear_leftovers,
+    replaced_folder,
+    staging_folder,
+    write_tracker,
+)
 from megatron_ext.checkpoint.optimizer_state import sharded_optimizer_state
 from megatron_ext.checkpoint.record import CheckpointRecord, write_record
 from megatron_ext.checkpoint.retention import delete_superseded
@@ -36,10 +43,14 @@ class Retention:
 
 
 def model_tensors(models: Sequence[MegatronModule]) -> ShardedStateDict:
-    """Return the sharded tensors of this rank's model chunks, named by layer; the data are the parameters."""
+    """Return the sharded tensors of this rank's model chunks, named by layer; the data are the parameters.
+
+    megatron-core's `_extra_state` objects are left out: they are empty, and would be stored as pickles (law L9).
+    """
+    states = [model.sharded_state_dict(metadata=dict(CHECKPOINT_METADATA)) for model in models]
     return {
-        f"model{index}": model.sharded_state_dict(metadata=dict(CHECKPOINT_METADATA))
-        for index, model in enumerate(models)
+        f"model{index}": {name: entry for name, entry in state.items() if not isinstance(entry, ShardedObject)}
+        for index, state in enumerate(states)
     }
 
 
@@ -80,23 +91,20 @@ def save_checkpoint(
     """
     staging, final = staging_folder(root, record.iteration), checkpoint_folder(root, record.iteration)
     _on_rank_0(lambda: _start(root, staging), f"--save {root} cannot be written")
-    try:
-        save_tensors(tensors, staging)
-    except OSError as error:
-        raise CheckpointError(
-            f"writing {staging} failed: {error}", fix="free space; older checkpoints are whole"
-        ) from error
+    save_tensors(tensors, staging)
     _on_rank_0(lambda: _add_plain_files(staging, record, tokenizer_files), f"writing {staging} failed")
     descriptions = _describe_together(staging)
 
     def publish() -> None:
         write_manifest(staging, descriptions)
+        replaced = replaced_folder(root, record.iteration)
         if final.exists():
-            shutil.rmtree(final)
+            os.replace(final, replaced)  # readers look here while `final` is missing
         publish_folder(staging, final)
         write_tracker(root, record.iteration)
+        shutil.rmtree(replaced, ignore_errors=True)
         if retention is not None:
-            delete_superseded(root, retention.keep_last, retention.retain_interval)
+            delete_superseded(root, record.iteration, retention.keep_last, retention.retain_interval)
 
     _on_rank_0(publish, f"publishing {final} failed")
     return final
@@ -104,8 +112,7 @@ def save_checkpoint(
 
 def _start(root: Path, staging: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
-    if staging.exists():
-        shutil.rmtree(staging)  # what a killed save left
+    clear_leftovers(root)
     staging.mkdir()
 
 
@@ -115,15 +122,25 @@ def _add_plain_files(staging: Path, record: CheckpointRecord, tokenizer_files: S
         (staging / TOKENIZER_FOLDER).mkdir()
         for file in tokenizer_files:
             shutil.copyfile(file, staging / TOKENIZER_FOLDER / file.name)
+        fsync_path(staging / TOKENIZER_FOLDER)
 
 
 def _describe_together(staging: Path) -> dict[str, dict[str, int | str]]:
-    """Checksum the files of `staging`, each rank a share; every rank gets all of them."""
+    """Checksum the files of `staging`, each rank a share; every rank gets all of them, or the same error."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    mine = {name: describe_file(staging / name) for name in files_of(staging)[rank::world_size]}
-    shares: list[dict[str, Any]] = [{} for _ in range(world_size)]
+    mine: dict[str, Any] | str
+    try:
+        mine = {name: describe_file(staging / name) for name in files_of(staging)[rank::world_size]}
+    except OSError as error:
+        mine = f"on rank {rank}, {error}"
+    shares: list[dict[str, Any] | str] = [{} for _ in range(world_size)]
     dist.all_gather_object(shares, mine)
-    return {name: description for share in shares for name, description in share.items()}
+    together: dict[str, dict[str, int | str]] = {}
+    for share in shares:
+        if isinstance(share, str):
+            raise CheckpointError(f"writing {staging} failed", share, _STILL_WHOLE)
+        together |= share
+    return together
 
 
 def _on_rank_0(action: Any, what: str) -> None:
