@@ -88,8 +88,9 @@ def read_index(folder: Path) -> Metadata:
         _refuse_memory_bomb(content)
         return _index_of(folder, _InertUnpickler(io.BytesIO(content)).load())
     except Exception as error:
+        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path} is not an index of shards: {" ".join(str(error).split())[:200]}",
+            f"{path} is not an index of shards: {reason}",
             "it may hold shapes, offsets and names of the checkpoint's own shard files, nothing else",
             "do not trust this checkpoint; use another one with --ckpt-step",
         ) from None
