@@ -70,7 +70,7 @@ def write_order_file(path: Path, sample_ids: ArrayLike, target: OrderTarget, mad
         "format_version": FORMAT_VERSION,
         "count": len(ids),
         "dtype": "int64 little-endian",
-        "sha256": hashlib.sha256(memoryview(ids).cast("B")).hexdigest(),
+        "sha256": hashlib.sha256(ids.data.cast("B")).hexdigest(),
         "target": dataclasses.asdict(target),
         "made_by": dict(made_by),
     }
@@ -78,7 +78,7 @@ def write_order_file(path: Path, sample_ids: ArrayLike, target: OrderTarget, mad
     file = PendingFile(path)
     try:
         file.write(line + b" " * (-(len(line) + 1) % _ALIGNMENT) + b"\n")
-        file.write(memoryview(ids).cast("B"))
+        file.write(ids.data.cast("B"))
         file.finish()
         file.publish()
     finally:
@@ -105,7 +105,7 @@ class FileOrder:
         digest = hashlib.sha256()
         for first in range(0, len(self._ids), _BLOCK):
             block = self._ids[first : first + _BLOCK]
-            digest.update(memoryview(np.ascontiguousarray(block)).cast("B"))
+            digest.update(np.ascontiguousarray(block).data.cast("B"))
             _check_range(block, first, target.num_samples, path)
         if digest.hexdigest() != header.get("sha256"):
             raise DataError(f"the order file {path} is damaged: its checksum does not match", fix=_MAKE_AGAIN)

@@ -1,0 +1,173 @@
+#!/usr/bin/env python
+"""Preprocessing, side by side: this project against a plain worker pool over megatron-core's IndexedDatasetBuilder.
+
+The plain side reads lines, sends them through `Pool.imap(encode, lines, 32)` to the same number of workers with the
+same SentencePiece model, and hands the lists that come back to the builder: the classic design. Both sides write the
+same text; their .bin and .idx are compared byte for byte before any time counts. Rounds alternate between the sides;
+interpreter start and imports are not timed. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CHUNK = 32
+VOCAB_SIZE = 8000
+
+
+def main() -> None:
+    """Make corpus and tokenizer if none are given, run both sides in turns, compare, print."""
+    options = parse_arguments()
+    if options.side:
+        print(json.dumps({"seconds": SIDES[options.side](options)}))
+        return
+    with tempfile.TemporaryDirectory(prefix="bench_preprocess_") as folder:
+        options.output = folder
+        options.input = options.input or installed_corpus(Path(folder), options.max_mb)
+        options.tokenizer_model = options.tokenizer_model or trained_tokenizer(options.input, Path(folder))
+        seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+        for _ in range(options.rounds):
+            for side in SIDES:
+                seconds[side].append(timed(side, options))
+            refuse_different(Path(folder))
+        size_bytes = Path(options.input).stat().st_size
+    medians = {side: statistics.median(times) for side, times in seconds.items()}
+    result = {
+        "benchmark": "preprocess",
+        "input_mb": round(size_bytes / 1e6, 2),
+        "workers": options.workers,
+        "rounds": options.rounds,
+        "mb_per_s": {side: round(size_bytes / 1e6 / median, 2) for side, median in medians.items()},
+        "ratio_to_plain_pool": round(medians["plain"] / medians["ours"], 2),
+    }
+    print(json.dumps(result))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--input", default=None, help="JSON lines with a text key (default: installed docstrings)")
+    parser.add_argument("--tokenizer-model", default=None, help="a SentencePiece model (default: trained on the input)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="timed runs of each side")
+    parser.add_argument("--max-mb", type=float, default=16.0, help="size of the corpus made when none is given")
+    parser.add_argument("--side", choices=("ours", "plain"), default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--output", default=None, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def timed(side: str, options: argparse.Namespace) -> float:
+    """Seconds of one side, in a process of its own."""
+    command = [sys.executable, __file__, "--side", side, "--input", options.input, "--output", options.output]
+    command += ["--tokenizer-model", options.tokenizer_model, "--workers", str(options.workers)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(json.loads(result.stdout.splitlines()[-1])["seconds"])
+
+
+def refuse_different(folder: Path) -> None:
+    """End the benchmark when the two sides wrote different bytes."""
+    for suffix in ("bin", "idx"):
+        digests = {
+            side: hashlib.sha256((folder / f"{side}_text_document.{suffix}").read_bytes()).hexdigest() for side in SIDES
+        }
+        if len(set(digests.values())) != 1:
+            raise SystemExit(f"the .{suffix} files differ: {digests}")
+
+
+def run_ours(options: argparse.Namespace) -> float:
+    """Seconds of this project's preprocessing."""
+    from megatron_ext.data.preprocess import PreprocessRequest, preprocess
+
+    request = PreprocessRequest(
+        inputs=(options.input,),
+        output_prefix=f"{options.output}/ours",
+        tokenizer_type="GPTSentencePieceTokenizer",
+        tokenizer_model=options.tokenizer_model,
+        append_eod=True,
+        workers=options.workers,
+        log_interval=10**9,
+        overwrite=True,
+    )
+    start = time.perf_counter()
+    preprocess(request)
+    return time.perf_counter() - start
+
+
+class PlainEncoder:
+    """The worker of the plain side: one line to one list of ids."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def start(self) -> None:
+        """Load the tokenizer in the worker."""
+        import sentencepiece
+
+        PlainEncoder.processor = sentencepiece.SentencePieceProcessor(model_file=self.model)
+
+    def __call__(self, line: str) -> tuple[list[int], int]:
+        """Ids of one line, its end-of-document id included, and its size."""
+        ids = PlainEncoder.processor.encode(json.loads(line)["text"])
+        ids.append(PlainEncoder.processor.eos_id())
+        return ids, len(line)
+
+
+def run_plain(options: argparse.Namespace) -> float:
+    """Seconds of the plain pool over megatron-core's builder."""
+    import sentencepiece
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+    vocab_size = sentencepiece.SentencePieceProcessor(model_file=options.tokenizer_model).get_piece_size()
+    prefix = f"{options.output}/plain_text_document"
+    start = time.perf_counter()
+    encoder = PlainEncoder(options.tokenizer_model)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(vocab_size))
+    context = multiprocessing.get_context("fork")
+    with open(options.input, encoding="utf-8") as lines, context.Pool(options.workers, encoder.start) as pool:
+        for ids, _ in pool.imap(encoder, lines, CHUNK):
+            builder.add_document(ids, [len(ids)])
+    builder.finalize(f"{prefix}.idx")
+    return time.perf_counter() - start
+
+
+SIDES = {"plain": run_plain, "ours": run_ours}
+
+
+def installed_corpus(folder: Path, max_mb: float) -> str:
+    """The docstrings of the standard library and the installed packages as JSON lines, English only."""
+    tool = Path(__file__).resolve().parent.parent / "tools" / "demo_corpus.py"
+    command = [sys.executable, str(tool), "--out", str(folder), "--max-mb", str(max_mb), "--no-chinese"]
+    subprocess.run(command, check=True, capture_output=True)
+    return str(folder / "corpus.jsonl")
+
+
+def trained_tokenizer(corpus: str, folder: Path) -> str:
+    """A SentencePiece BPE model with byte fallback, trained on the corpus."""
+    import sentencepiece
+
+    with open(corpus, encoding="utf-8") as lines:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(part for line in lines for part in json.loads(line)["text"].split("\n") if part),
+            model_prefix=str(folder / "tokenizer"),
+            vocab_size=VOCAB_SIZE,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            input_sentence_size=200_000,
+            minloglevel=2,
+        )
+    return str(folder / "tokenizer.model")
+
+
+if __name__ == "__main__":
+    main()

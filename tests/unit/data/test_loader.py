@@ -1,0 +1,142 @@
+"""The samples of global batch k do not depend on ranks, workers, micro-batch size or restarts (law L3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_ext.data.datasets import DatasetRequest, View, build_datasets
+from megatron_ext.data.loader import LoaderConfig, MicroBatches, to_batch
+from tests.unit.data.oracle import EOD, core_datasets
+from tests.unit.data.small import TOKENIZER, data_config, make_dataset
+
+GLOBAL_BATCH = 12
+
+
+def ramp(consumed: int) -> int:
+    """A global batch size that grows: 12, then 24 from sample 36 on."""
+    return GLOBAL_BATCH if consumed < 3 * GLOBAL_BATCH else 2 * GLOBAL_BATCH
+
+
+@pytest.fixture(scope="module")
+def view(tmp_path_factory: pytest.TempPathFactory) -> View:
+    folder = tmp_path_factory.mktemp("loader")
+    words = ("2", make_dataset(folder, "a", 1), "1", make_dataset(folder, "b", 2))
+    return build_datasets(DatasetRequest(data_config(data_path=words), TOKENIZER, 16, (100, 0, 0), 1)).train
+
+
+def stream(view: View, start: int, num_batches: int, mbs: int, dp_size: int, workers: int) -> list[np.ndarray]:
+    """The rows of each global batch, gathered from all ranks in order, int64 `[B, s + 1]`."""
+    readers = [MicroBatches(view, start, ramp, LoaderConfig(mbs, rank, dp_size, workers)) for rank in range(dp_size)]
+    batches, consumed = [], start
+    for _ in range(num_batches):
+        micro = []
+        for _ in range(ramp(consumed) // (mbs * dp_size)):
+            for reader in readers:
+                batch = next(reader)
+                micro.append(torch.cat([batch["tokens"], batch["labels"][:, -1:]], 1).numpy())
+        batches.append(np.concatenate(micro))
+        consumed += ramp(consumed)
+    for reader in readers:
+        reader.close()
+    return batches
+
+
+def test_batches_are_the_views_samples_in_order(view: View):
+    consumed = 0
+    for batch in stream(view, 0, 5, 3, 2, 0):
+        wanted = np.stack([view[int(i)] for i in view.sample_ids(consumed, ramp(consumed))])
+        np.testing.assert_array_equal(batch, wanted)
+        consumed += len(batch)
+
+
+@pytest.mark.parametrize(("mbs", "dp_size"), [(1, 1), (1, 4), (2, 3), (3, 1), (6, 2), (12, 1), (1, 12)])
+def test_batches_do_not_depend_on_ranks_and_micro_batch_size(view: View, mbs: int, dp_size: int):
+    for found, wanted in zip(stream(view, 0, 5, mbs, dp_size, 0), stream(view, 0, 5, 12, 1, 0), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_batches_do_not_depend_on_workers(view: View, workers: int):
+    for found, wanted in zip(stream(view, 0, 5, 2, 2, workers), stream(view, 0, 5, 2, 2, 0), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("batches_before", [1, 2, 3, 4])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_do_not_depend_on_restarts(view: View, batches_before: int, workers: int):
+    whole = stream(view, 0, 6, 2, 2, 0)
+    start = sum(len(batch) for batch in whole[:batches_before])
+    for found, wanted in zip(stream(view, start, 2, 1, 3, workers), whole[batches_before:], strict=False):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_shapes_and_types(view: View):
+    batch = next(MicroBatches(view, 0, ramp, LoaderConfig(3)))
+    assert {name: tensor.shape for name, tensor in batch.items()} == dict.fromkeys(batch, (3, 16))
+    assert batch["tokens"].dtype == batch["labels"].dtype == batch["position_ids"].dtype == torch.int64
+    assert batch["loss_mask"].dtype == torch.float32
+    assert torch.equal(batch["tokens"][:, 1:], batch["labels"][:, :-1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_leaves_the_trainings_random_numbers_alone(view: View, workers: int):
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    reader = MicroBatches(view, 0, ramp, LoaderConfig(2, num_workers=workers))
+    next(reader)
+    reader.close()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_closing_ends_the_reading_processes_and_the_stream(view: View):
+    before = set(psutil.Process().children(recursive=True))
+    reader = MicroBatches(view, 0, ramp, LoaderConfig(2, num_workers=2))
+    next(reader)
+    started = set(psutil.Process().children(recursive=True)) - before
+    assert len(started) == 2
+    reader.close()
+    reader.close()
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive
+    with pytest.raises(StopIteration):
+        next(reader)
+
+
+@pytest.mark.parametrize("eod_mask_loss", [False, True])
+@pytest.mark.parametrize("reset_position_ids", [False, True])
+def test_masks_and_positions_are_megatron_cores(eod_mask_loss: bool, reset_position_ids: bool, tmp_path: Path):
+    from megatron_ext.data.indexed_writer import write_indexed
+
+    random = np.random.default_rng(0)
+    documents = [np.append(random.integers(0, 900, random.integers(0, 9)), EOD) for _ in range(100)]
+    write_indexed(tmp_path / "data", documents, np.uint16)
+    core = core_datasets(
+        tmp_path, (30, 0, 0), blend=([str(tmp_path / "data")], None), split="1",
+        eod_mask_loss=eod_mask_loss, reset_position_ids=reset_position_ids,
+    )[0]  # fmt: skip
+    for index in range(30):
+        wanted = core[index]
+        row = torch.cat([wanted["tokens"], wanted["labels"][-1:]])[None]
+        config = LoaderConfig(1, eod_id=EOD, eod_mask_loss=eod_mask_loss, reset_position_ids=reset_position_ids)
+        for name, tensor in to_batch(row, config).items():
+            assert torch.equal(tensor[0], wanted[name].to(tensor.dtype)), name
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.booleans(), min_size=2, max_size=30))
+def test_positions_count_from_the_last_end_of_document(ends: list[bool]):
+    row = torch.tensor([[7 if end else 1 for end in ends]])
+    batch = to_batch(row, LoaderConfig(1, eod_id=7, eod_mask_loss=True, reset_position_ids=True))
+    position, positions = 0, []
+    for end in ends[:-1]:
+        positions.append(position)
+        position = 0 if end else position + 1
+    assert batch["position_ids"][0].tolist() == positions
+    assert batch["loss_mask"][0].tolist() == [0.0 if end else 1.0 for end in ends[:-1]]

@@ -1,0 +1,144 @@
+"""The compiled operations give the same values as their numpy twins, bit for bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_ext import native, native_numpy
+
+needs_compiler = pytest.mark.skipif(not native.COMPILED, reason="the extension is not built")
+GOLDEN = 0x9E3779B97F4A7C15
+KEYS = st.integers(0, 2**64 - 1)
+
+
+@needs_compiler
+@settings(deadline=None, max_examples=50)
+@given(key=KEYS, start=st.integers(0, 2**62), count=st.integers(0, 3000))
+def test_counter_normal_has_the_twins_bits(key: int, start: int, count: int):
+    ours, twin = native.counter_normal(key, start, count), native_numpy.counter_normal(key, start, count)
+    assert ours.dtype == twin.dtype == np.float32
+    np.testing.assert_array_equal(ours.view(np.int32), twin.view(np.int32))
+
+
+@needs_compiler
+def test_counter_normal_has_the_twins_bits_in_many_samples():
+    ours, twin = native.counter_normal(21, 0, 2_000_000), native_numpy.counter_normal(21, 0, 2_000_000)
+    np.testing.assert_array_equal(ours.view(np.int32), twin.view(np.int32))
+
+
+def key_for(bits: int) -> int:
+    """The key whose element 0 is made of these 64 bits: mix64 inverted."""
+    return (unmix((unmix(bits) - native_numpy.mix64(GOLDEN)) % 2**64) - GOLDEN) % 2**64
+
+
+def unmix(z: int) -> int:
+    z ^= z >> 31 ^ z >> 62
+    z = z * pow(0x94D049BB133111EB, -1, 2**64) % 2**64
+    z ^= z >> 27 ^ z >> 54
+    z = z * pow(0xBF58476D1CE4E5B9, -1, 2**64) % 2**64
+    return z ^ z >> 30 ^ z >> 60
+
+
+@needs_compiler
+@pytest.mark.parametrize("from_the_end", [False, True])
+def test_counter_normal_has_the_twins_bits_in_every_branch_of_the_inverse(from_the_end: bool):
+    largest = 0.0
+    for exponent in range(64):
+        bits = 2**64 - 1 - (1 << exponent) if from_the_end else 1 << exponent
+        ours, twin = (module.counter_normal(key_for(bits), 0, 1) for module in (native, native_numpy))
+        assert ours.view(np.int32) == twin.view(np.int32)
+        largest = max(largest, abs(float(ours[0])))
+    assert largest > 8.1  # the outermost value there is, beyond the tail's border at about 6.7
+
+
+@needs_compiler
+@settings(deadline=None, max_examples=50)
+@given(key=KEYS, size=st.integers(1, 2**62), seed=st.integers(0, 1000))
+def test_permute_gives_the_twins_values(key: int, size: int, seed: int):
+    indices = np.random.default_rng(seed).integers(0, size, 100)
+    np.testing.assert_array_equal(native.permute(key, size, indices), native_numpy.permute(key, size, indices))
+
+
+@needs_compiler
+@settings(deadline=None, max_examples=50)
+@given(weights=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8), cut=st.integers(0, 200))
+def test_blend_gives_the_twins_values_and_can_be_continued(weights: list[float], cut: int):
+    normal = np.array(weights) / np.sum(weights)
+    zeros = np.zeros(len(weights), np.int64)
+    whole = native.blend(normal, zeros, 0, 300)
+    for ours, twin in zip(whole, native_numpy.blend(normal, zeros, 0, 300), strict=True):
+        np.testing.assert_array_equal(ours, twin)
+    first = native.blend(normal, zeros, 0, cut)
+    second = native.blend(normal, first[2], cut, 300 - cut)
+    np.testing.assert_array_equal(np.concatenate([first[0], second[0]]), whole[0])
+    np.testing.assert_array_equal(np.concatenate([first[1], second[1]]), whole[1])
+    assert not zeros.any()
+
+
+@pytest.mark.parametrize("module", [native, native_numpy])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_blend_is_megatron_cores_greedy_order(module, size: int):
+    from megatron.core.datasets import helpers_cpp
+
+    random = np.random.default_rng(size)
+    for k in (1, 2, 3, 10):
+        weights = random.dirichlet(np.ones(k))
+        dataset, sample = np.zeros(size, np.int16), np.zeros(size, np.int64)
+        helpers_cpp.build_blending_indices(dataset, sample, weights, k, size, False)
+        ours = module.blend(weights, np.zeros(k, np.int64), 0, size)
+        np.testing.assert_array_equal(ours[0], dataset)
+        np.testing.assert_array_equal(ours[1], sample)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), dtype=st.sampled_from(["uint8", "int8", "int16", "uint16", "int32", "int64"]))
+def test_gather_tokens_cuts_from_the_documents_laid_end_to_end(data: st.DataObject, dtype: str):
+    lengths = np.array(data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=20)), np.int64)
+    tokens = np.arange(lengths.sum()).astype(dtype)
+    order = np.array(data.draw(st.permutations(range(len(lengths)))))
+    starts, ends = (np.cumsum(lengths) - lengths)[order], np.cumsum(lengths[order])
+    text = np.concatenate([tokens[s : s + n] for s, n in zip(starts, lengths[order], strict=True)]).astype(np.int64)
+    position = data.draw(st.integers(0, len(text)))
+    count = data.draw(st.integers(0, len(text) - position))
+    for module in (native, native_numpy):
+        found = module.gather_tokens(tokens, starts, ends, position, count)
+        assert found.dtype == np.int64
+        np.testing.assert_array_equal(found, text[position : position + count])
+
+
+@pytest.mark.parametrize("module", [native, native_numpy])
+def test_out_of_range_arguments_are_refused(module):
+    tokens, starts, ends = np.arange(6, dtype=np.uint16), np.array([0, 3]), np.array([3, 6])
+    with pytest.raises(IndexError):
+        module.gather_tokens(tokens, starts, ends, 4, 3)
+    with pytest.raises(IndexError):
+        module.gather_tokens(tokens[:5], starts, ends, 0, 6)
+    with pytest.raises(ValueError):
+        module.gather_tokens(tokens, starts, ends[:1], 0, 1)
+    with pytest.raises(IndexError):
+        module.permute(1, 10, np.array([10]))
+    with pytest.raises(ValueError):
+        module.permute(1, 0, np.array([], np.int64))
+    with pytest.raises(ValueError):
+        module.counter_normal(1, -1, 3)
+    with pytest.raises(ValueError):
+        module.blend(np.array([0.5, 0.5]), np.zeros(3, np.int64), 0, 1)
+
+
+def test_without_the_extension_one_warning_and_the_twins():
+    code = (
+        "import sys; sys.modules['megatron_ext._native'] = None\n"
+        "from megatron_ext import native, native_numpy\n"
+        "import importlib; importlib.reload(native)\n"
+        "assert not native.COMPILED and native.permute is native_numpy.permute\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("warning:") == 1
+    assert "same values, slower" in result.stderr
