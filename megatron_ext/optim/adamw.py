@@ -32,6 +32,10 @@ class AdamW(torch.optim.AdamW):
                 if not self.state[parameter]:
                     self.state[parameter] = {name: torch.zeros_like(parameter.data) for name in self.state_names}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # torch's AdamW would look for a step beside every parameter's moments, and fail in load_state_dict
+        torch.optim.Optimizer.__setstate__(self, state)
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient; counts one step in every group."""

@@ -72,7 +72,7 @@ def test_an_error_inside_takes_the_world_down_too():
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_layout_that_cannot_start_takes_the_world_down_too(world_size: int):
     run = tiny_run(tensor_model_parallel_size=2, world_size=world_size)
-    refusal = pytest.raises((ValueError, RuntimeError), match="not a multiple of tp 2|not divisible by 2")
+    refusal = pytest.raises((ValueError, RuntimeError), match=r"not a multiple of tp 2|not divisible by 2")
     with refusal, start_world(run, CpuPlatform()):
         raise AssertionError("one process has no two tensor-parallel ranks")
     assert_nothing_is_left()
