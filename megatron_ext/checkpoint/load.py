@@ -114,6 +114,8 @@ def refuse_other_model(folder: Path, record: CheckpointRecord, run: RunConfig, v
     saved, wanted = record.run.model, run.model
     pairs = [(name, getattr(saved, name), getattr(wanted, name)) for name in SHAPE_SETTINGS]
     pairs += [(name, getattr(saved, name), getattr(wanted, name)) for name in ("ffn_size", "query_groups", "head_dim")]
+    if saved.position_embedding_type == wanted.position_embedding_type == "learned_absolute":
+        pairs.append(("max_position_embeddings", record.run.max_position_embeddings, run.max_position_embeddings))
     pairs.append(("vocabulary", record.vocab_size, vocab_size))
     differing = [f"{name} {there} there, {here} here" for name, there, here in pairs if there != here]
     if differing:

@@ -39,8 +39,7 @@ def sha256(path: Path) -> str:
 
 def write_manifest(folder: Path, files: dict[str, dict[str, int | str]]) -> None:
     """Write the manifest of `folder`; the last file of a checkpoint."""
-    text = json.dumps({"format": FORMAT, "files": dict(sorted(files.items()))}, indent=1)
-    replace_text(folder / MANIFEST, text + "\n")
+    replace_text(folder / MANIFEST, _text_of(files))
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, int | str]]:
@@ -51,13 +50,16 @@ def read_manifest(folder: Path) -> dict[str, dict[str, int | str]]:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode()
+        content = json.loads(text)
         if not isinstance(content, dict) or set(content) != {"format", "files"}:
             raise ValueError("it is not a manifest")
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path} has format {content['format']!r}", f"this release reads format {FORMAT}")
         for name, entry in content["files"].items():
             _check_entry(name, entry)
+        if text != _text_of(content["files"]):
+            raise ValueError("it is not as it was written")
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder} has no {MANIFEST}, so it is not a finished checkpoint") from None
     except OSError as error:
@@ -91,6 +93,10 @@ def _fault_of_file(folder: Path, name: str, expected: dict[str, int | str]) -> s
     if sha256(path) != expected["sha256"]:
         return f"{name} has another checksum than the manifest says"
     return None
+
+
+def _text_of(files: dict[str, dict[str, int | str]]) -> str:
+    return json.dumps({"format": FORMAT, "files": dict(sorted(files.items()))}, indent=1) + "\n"
 
 
 def _check_entry(name: str, entry: Any) -> None:

@@ -113,7 +113,7 @@ def _build_chunk(run: RunConfig, core: TransformerConfig, vocab_size: int, stage
     first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage)
     last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage)
     learned = model.position_embedding_type == "learned_absolute"
-    return PretrainGPT(
+    chunk = PretrainGPT(
         true_vocab_size=vocab_size,
         config=core,
         transformer_layer_spec=TransformerBlockSubmodules(
@@ -129,3 +129,7 @@ def _build_chunk(run: RunConfig, core: TransformerConfig, vocab_size: int, stage
         position_embedding_type="learned_absolute" if learned else "none",
         vp_stage=stage,
     )
+    if learned and first:
+        # the only parameter that megatron-core leaves in fp32 (its Float16Module casts it later)
+        chunk.embedding.position_embeddings.to(core.params_dtype)
+    return chunk

@@ -18,7 +18,7 @@ from megatron_ext.training.resume import save_state
 from megatron_ext.training.step import train_step
 from tests.unit.tiny import tiny_components, tiny_run
 
-FP16 = {"fp16": True, "loss_scale_window": 2, "initial_loss_scale": 2.0**18, "hysteresis": 2}
+FP16 = {"fp16": True, "loss_scale_window": 2, "initial_loss_scale": 2.0**10, "hysteresis": 2}
 VARIANTS = {
     "fp32": {},
     "bf16": {"bf16": True},

@@ -57,7 +57,6 @@ def test_tensors_come_back_bit_for_bit(folder: Path):
     loaded = load_tensors(sharded(**empty(TENSORS)), folder)
     for name, tensor in TENSORS.items():
         assert loaded[name].dtype == tensor.dtype
-        assert loaded[name].numpy(force=True).tobytes() if tensor.dtype != torch.bfloat16 else True
         assert torch.equal(loaded[name].view(torch.uint8), tensor.view(torch.uint8))
 
 
@@ -141,7 +140,7 @@ def test_a_long_list_is_cut(folder: Path):
         load_tensors(sharded(**{f"tensor{i}": torch.zeros(1) for i in range(40)}), folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"sharded_backend": "zarr"}', '{"colour": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"colour": 1}'])
 def test_a_damaged_format_file(folder: Path, content: str):
     (folder / "metadata.json").write_text(content)
     with pytest.raises(CheckpointError, match="cannot be read"):
