@@ -1,0 +1,74 @@
+"""Losses are summed per counted token; the division belongs to the whole global batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_ext.parallel.world import World
+from megatron_ext.training.forward import forward_step, sum_losses
+from tests.unit.tiny import VOCAB_SIZE, tiny_components, tiny_run
+
+
+def test_the_sum_counts_only_what_the_mask_keeps():
+    losses = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], requires_grad=True)
+    mask = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    total, counted, report = sum_losses(mask, losses)
+    assert (total.item(), counted.item(), report["loss and tokens"].tolist()) == (21.0, 3, [21.0, 3.0])
+    assert counted.dtype == torch.int32, "megatron-core adds it to an integer count"
+    total.backward()
+    assert losses.grad.equal(mask)
+    assert not report["loss and tokens"].requires_grad
+
+
+def test_a_micro_batch_without_counted_tokens_weighs_nothing():
+    losses = torch.ones(2, 3, requires_grad=True)
+    total, counted, report = sum_losses(torch.zeros(2, 3), losses)
+    total.backward()
+    assert (total.item(), counted.item(), report["loss and tokens"].tolist()) == (0.0, 0, [0.0, 0.0])
+    assert losses.grad.count_nonzero() == 0
+
+
+def test_sums_add_over_any_cut_of_the_batch():
+    generator = torch.Generator().manual_seed(0)
+    losses, mask = torch.rand(8, 5, generator=generator), (torch.rand(8, 5, generator=generator) > 0.4).float()
+    whole = sum_losses(mask, losses)[2]["loss and tokens"]
+    for size in (1, 2, 4):
+        cuts = zip(mask.split(size), losses.split(size), strict=True)
+        parts = sum(sum_losses(some_mask, some)[2]["loss and tokens"] for some_mask, some in cuts)
+        torch.testing.assert_close(parts, whole)
+
+
+def test_a_step_takes_one_micro_batch_and_hands_its_mask_to_the_loss(world: World):
+    [model] = tiny_components(tiny_run(), world).models
+    windows = torch.randint(0, VOCAB_SIZE, (3, 2, 17), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(16) < 5).float().expand(2, 16)
+    batches = iter(
+        {
+            "tokens": window[:, :-1],
+            "labels": window[:, 1:],
+            "position_ids": torch.arange(16).expand(2, 16),
+            "loss_mask": mask,
+        }
+        for window in windows
+    )
+    losses, loss_function = forward_step(batches, model)
+    assert len(list(batches)) == 2, "one was taken"
+    expected = model(windows[0, :, :-1], torch.arange(16).expand(2, 16), None, labels=windows[0, :, 1:])
+    assert losses.equal(expected) and losses.shape == (2, 16)
+    total, counted, _ = loss_function(losses)
+    torch.testing.assert_close(total, losses[:, :5].sum())
+    assert counted == 10
+
+
+def test_a_stage_in_the_middle_reads_nothing_and_has_no_loss():
+    calls = []
+
+    def stage(*arguments: object) -> torch.Tensor:
+        calls.append(arguments)
+        return torch.ones(1)
+
+    output, loss_function = forward_step(None, stage)
+    assert calls == [(None, None, None)] and output.equal(torch.ones(1))
+    with pytest.raises(AssertionError, match="only the last stage"):
+        loss_function(output)

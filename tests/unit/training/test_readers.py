@@ -1,0 +1,102 @@
+"""Readers start where they are told, belong to the chunks that read data, and are closed whatever happens."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from megatron_ext.parallel.grid import Coordinates, Grid
+from megatron_ext.training import readers as module
+from megatron_ext.training.readers import open_readers
+from tests.unit.tiny import TOKENIZER, TokenView, tiny_run
+
+FIRST, MIDDLE, LAST = (
+    SimpleNamespace(pre_process=first, post_process=last)
+    for first, last in ((True, False), (False, False), (False, True))
+)
+WHOLE = SimpleNamespace(pre_process=True, post_process=True)
+
+
+def parts_of(*models: SimpleNamespace, dp: tuple[int, int] = (0, 1), **values: object) -> SimpleNamespace:
+    import torch
+
+    world = SimpleNamespace(
+        at=Coordinates(0, 0, dp_rank=dp[0], pp_rank=0), grid=Grid(1, 1, dp_size=dp[1]), device=torch.device("cpu")
+    )
+    return SimpleNamespace(run=tiny_run(**values), world=world, tokenizer=TOKENIZER, models=list(models))
+
+
+def test_a_reader_gives_the_micro_batches_in_order_from_its_start():
+    view = TokenView()
+    with open_readers(parts_of(WHOLE), view, 5, lambda _: 4) as [reader]:
+        batches = [next(reader) for _ in range(4)]
+    assert view.seen == [5, 6, 7, 8, 9, 10, 11, 0]
+    for index, batch in enumerate(batches):
+        rows = view.tokens[view.seen[2 * index : 2 * index + 2]]
+        assert (batch["tokens"].numpy() == rows[:, :-1]).all() and (batch["labels"].numpy() == rows[:, 1:]).all()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_data_parallel_ranks_share_each_global_batch(rank: int):
+    view = TokenView()
+    with open_readers(parts_of(WHOLE, dp=(rank, 2)), view, 0, lambda _: 8) as [reader]:
+        for _ in range(2):
+            next(reader)
+    others = TokenView()
+    with open_readers(parts_of(WHOLE, dp=(1 - rank, 2)), others, 0, lambda _: 8) as [reader]:
+        for _ in range(2):
+            next(reader)
+    assert sorted(view.seen + others.seen) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("models", "reads"),
+    [
+        ([WHOLE], [True]),
+        ([FIRST], [True]),
+        ([MIDDLE], [False]),
+        ([LAST], [True]),
+        ([FIRST, MIDDLE], [True, False]),
+        ([MIDDLE, MIDDLE, LAST], [False, False, True]),
+    ],
+)
+def test_only_chunks_with_embedding_or_loss_read(models: list, reads: list[bool]):
+    with open_readers(parts_of(*models), TokenView(), 0, lambda _: 4) as readers:
+        assert [reader is not None for reader in readers] == reads
+
+
+def test_chunks_of_one_rank_read_the_same_samples():
+    with open_readers(parts_of(FIRST, LAST), TokenView(), 3, lambda _: 4) as [first, last]:
+        for _ in range(3):
+            assert next(first)["tokens"].equal(next(last)["tokens"])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_reader_is_closed_at_the_end(fails: bool, monkeypatch: pytest.MonkeyPatch):
+    closed = []
+    close = module.MicroBatches.close
+    monkeypatch.setattr(module.MicroBatches, "close", lambda batches: (closed.append(batches), close(batches)))
+    try:
+        with open_readers(parts_of(FIRST, MIDDLE, LAST), TokenView(), 0, lambda _: 4) as readers:
+            next(readers[0])
+            if fails:
+                raise KeyError("inside")
+    except KeyError:
+        assert fails
+    assert len(closed) == 2
+    for reader in (readers[0], readers[2]):
+        with pytest.raises(StopIteration):
+            next(reader)
+
+
+def test_masks_and_positions_are_those_the_run_asks_for():
+    view = TokenView(eod_share=0.1)
+    for mask, reset in ((False, False), (True, False), (False, True)):
+        parts = parts_of(WHOLE, eod_mask_loss=mask, reset_position_ids=reset)
+        with open_readers(parts, view, 8, lambda _: 4) as [reader]:
+            batch = next(reader)
+        is_end = batch["tokens"] == TOKENIZER.eod_id
+        assert is_end[:, :-1].any()
+        assert (batch["loss_mask"] == 0).equal(is_end & mask)
+        assert (batch["position_ids"][:, 1:] == 0).any().item() is reset

@@ -1,0 +1,239 @@
+"""A step is the mean-loss gradient of the global batch, clipped, given to the update rule; however it is cut."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from megatron_ext.config import RunConfig
+from megatron_ext.data.loader import LoaderConfig, to_batch
+from megatron_ext.model.gpt import build_model
+from megatron_ext.parallel.grid import Coordinates
+from megatron_ext.parallel.world import World
+from megatron_ext.training.components import Components
+from megatron_ext.training.metrics import StepResult, TrainState
+from megatron_ext.training.readers import open_readers
+from megatron_ext.training.schedule import Schedule, learning_rate, schedule_settings, weight_decay
+from megatron_ext.training.step import forward_backward, mean_loss, parameters_norm, seed_step, train_step
+from tests.unit.tiny import TOKENIZER, VOCAB_SIZE, TokenView, tiny_components, tiny_run
+
+
+def train(parts: Components, steps: int, state: TrainState | None = None) -> list[StepResult]:
+    state, results = state or TrainState(), []
+    view = parts.datasets.train
+    with open_readers(parts, view, state.consumed_samples, parts.run.global_batch_size_at) as readers:
+        for _ in range(steps):
+            results.append(train_step(parts, state, readers))
+            state.advance(results[-1])
+    return results
+
+
+def curve(run: RunConfig, world: World, view: TokenView, steps: int = 4) -> list[StepResult]:
+    return train(tiny_components(run, world, train=view), steps)
+
+
+def plain_torch_steps(run: RunConfig, view: TokenView, steps: int) -> tuple[torch.nn.Module, list[float], list[float]]:
+    """The same training without gradient buffers, schedules of megatron-core, or our optimizer."""
+    [model] = build_model(run, VOCAB_SIZE, "cpu")
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices}, {"params": vectors}],
+        lr=1.0, betas=(run.optim.adam_beta1, run.optim.adam_beta2), eps=run.optim.adam_eps,
+    )  # fmt: skip
+    schedule = Schedule.from_settings(schedule_settings(run))
+    losses, norms = [], []
+    for step in range(steps):
+        consumed = step * run.global_batch_size
+        rows = torch.stack([torch.from_numpy(view[i]) for i in view.sample_ids(consumed, run.global_batch_size)])
+        batch = to_batch(rows, LoaderConfig(1, eod_id=TOKENIZER.eod_id, eod_mask_loss=run.data.eod_mask_loss))
+        out = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+        loss = (out * batch["loss_mask"]).sum() / batch["loss_mask"].sum()
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), run.optim.clip_grad).item())
+        for group, decays in zip(optimizer.param_groups, (1.0, 0.0), strict=True):
+            group["lr"] = learning_rate(schedule, consumed)
+            group["weight_decay"] = decays * weight_decay(schedule, consumed)
+        optimizer.step()
+    return model, losses, norms
+
+
+@pytest.mark.parametrize("architecture", ["llama", "megatron_default"])
+def test_training_is_plain_torchs(architecture: str, world: World):
+    schedule = {"lr_decay_style": "cosine", "min_lr": 1e-4, "lr_warmup_iters": 2, "lr": 5e-3}
+    run = tiny_run(architecture, eod_mask_loss=True, weight_decay=0.2, clip_grad=0.7, **schedule)
+    view = TokenView(eod_share=0.04)
+    parts = tiny_components(run, world, train=view)
+    results = train(parts, 6)
+    expected, losses, norms = plain_torch_steps(run, view, 6)
+    assert [r.lm_loss for r in results] == pytest.approx(losses, rel=1e-5)
+    assert [r.grad_norm for r in results] == pytest.approx(norms, rel=1e-4)
+    for ours, theirs in zip(parts.models[0].parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_the_cut_into_micro_batches_does_not_matter(world: World):
+    """Also where the micro-batches count very different numbers of tokens."""
+    view = TokenView(eod_share=0.08)
+    curves = []
+    for size in (1, 2, 4):
+        results = curve(tiny_run(micro_batch_size=size, eod_mask_loss=True), world, view)
+        curves.append([(r.lm_loss, r.grad_norm) for r in results])
+    for other in curves[1:]:
+        for (loss, norm), (expected_loss, expected_norm) in zip(other, curves[0], strict=True):
+            assert loss == pytest.approx(expected_loss, rel=1e-5) and norm == pytest.approx(expected_norm, rel=1e-4)
+
+
+def test_masked_tokens_do_not_count(world: World):
+    view = TokenView(eod_share=0.08)
+    masked, unmasked = (curve(tiny_run(eod_mask_loss=mask), world, view, 1)[0].lm_loss for mask in (True, False))
+    assert masked != pytest.approx(unmasked, rel=1e-5)
+
+
+def test_the_result_tells_what_the_step_was(world: World):
+    run = tiny_run(lr_decay_style="linear", lr=0.1, train_iters=10)
+    parts = tiny_components(run, world)
+    state = TrainState(iteration=5, consumed_samples=20)
+    [result] = train(parts, 1, state)
+    assert (result.global_batch_size, result.num_tokens, result.skipped) == (4, 64, False)
+    assert result.learning_rate == pytest.approx(0.05)
+    assert {group["lr"] for group in parts.optimizer.param_groups} == {result.learning_rate}
+    assert result.seconds > 0 and result.grad_norm > 0
+    assert (result.loss_scale, result.params_norm, result.num_zeros) == (None, None, None)
+    assert state.consumed_samples == 24
+
+
+def test_a_step_leaves_the_state_to_its_caller(world: World):
+    parts = tiny_components(tiny_run(), world)
+    state = TrainState(3, 12)
+    with open_readers(parts, parts.datasets.train, 12, parts.run.global_batch_size_at) as readers:
+        train_step(parts, state, readers)
+    assert state == TrainState(3, 12)
+
+
+def test_the_batch_follows_the_ramp_up(world: World):
+    run = tiny_run(rampup_batch_size=(2, 2, 8), global_batch_size=4)
+    view = TokenView()
+    results = curve(run, world, view, 6)
+    sizes = [result.global_batch_size for result in results]
+    assert (sizes[0], sizes[-1]) == (2, 4) and sizes == sorted(sizes)
+    assert view.seen[: sum(sizes)] == [i % 12 for i in range(sum(sizes))]
+
+
+def test_gradients_of_one_step_do_not_leak_into_the_next(world: World):
+    """With next to no rate the same batch has the same gradient twice."""
+    run = tiny_run(lr=1e-30, global_batch_size=4)
+    view = TokenView(samples=4)
+    norms = [result.grad_norm for result in curve(run, world, view, 3)]
+    assert norms[0] > 0 and norms == [norms[0]] * 3
+
+
+class TestDropout:
+    run = tiny_run(hidden_dropout=0.2, attention_dropout=0.2, lr=1e-30, global_batch_size=4)
+
+    def losses(self, world: World, seed: int, start: int, steps: int) -> list[float]:
+        parts = tiny_components(self.run.with_values(seed=seed), world, train=TokenView(samples=4))
+        torch.manual_seed(torch.seed())  # what came before must not matter
+        return [r.lm_loss for r in train(parts, steps, TrainState(start, 4 * start))]
+
+    def test_a_resumed_run_drops_what_the_whole_one_drops(self, world: World):
+        whole = self.losses(world, 1, 0, 5)
+        assert self.losses(world, 1, 3, 2) == whole[3:]
+
+    def test_every_iteration_drops_something_else(self, world: World):
+        assert len(set(self.losses(world, 1, 0, 5))) == 5
+
+    def test_evaluation_in_between_changes_nothing(self, world: World):
+        whole = self.losses(world, 1, 0, 3)
+        parts = tiny_components(self.run.with_values(seed=1), world, train=TokenView(samples=4))
+        state = TrainState()
+        with open_readers(parts, parts.datasets.train, 0, parts.run.global_batch_size_at) as readers:
+            for expected in whole:
+                with open_readers(parts, TokenView(5), 0, parts.run.global_batch_size_at) as others, torch.no_grad():
+                    forward_backward(parts, others, 4, forward_only=True)
+                result = train_step(parts, state, readers)
+                state.advance(result)
+                assert result.lm_loss == expected
+
+
+def draws(at: Coordinates, seed: int, iteration: int) -> tuple[float, float]:
+    """One number from the generator shared by a tensor-parallel group, one from the rank's own."""
+    from megatron.core import tensor_parallel
+
+    seed_step(SimpleNamespace(at=at), seed, iteration)
+    shared = torch.rand(()).item()
+    with tensor_parallel.get_cuda_rng_tracker().fork():
+        return shared, torch.rand(()).item()
+
+
+def test_the_seed_of_a_step_is_a_function_of_seed_iteration_and_place(world: World):
+    def place(pp: int = 0, dp: int = 0) -> Coordinates:
+        return Coordinates(tp_rank=0, cp_rank=0, dp_rank=dp, pp_rank=pp)
+
+    base = draws(place(), 1234, 7)
+    assert draws(place(), 1234, 7) == base
+    others = [
+        draws(place(), 1235, 7), draws(place(), 1234, 8), draws(place(dp=1), 1234, 7), draws(place(pp=1), 1234, 7),
+    ]  # fmt: skip
+    for numbers in zip(base, *zip(*others, strict=True), strict=False):
+        assert numbers
+    assert len({shared for shared, _ in [base, *others]}) == 5
+    assert len({own for _, own in [base, *others]}) == 5
+
+
+def test_no_two_places_or_iterations_share_a_seed(world: World, monkeypatch: pytest.MonkeyPatch):
+    seeds: list[int] = []
+    monkeypatch.setattr("torch.manual_seed", seeds.append)
+    monkeypatch.setattr("megatron.core.tensor_parallel.model_parallel_cuda_manual_seed", lambda _: None)
+    for iteration in range(50):
+        for pp in range(4):
+            for dp in range(16):
+                at = Coordinates(tp_rank=0, cp_rank=0, dp_rank=dp, pp_rank=pp)
+                seed_step(SimpleNamespace(at=at), 1234, iteration)
+    assert len(set(seeds)) == len(seeds) == 50 * 4 * 16
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_mean_loss_weighs_every_token_alike(world: World):
+    reports = [{"loss and tokens": torch.tensor(pair)} for pair in ([10.0, 2.0], [3.0, 1.0], [0.0, 0.0])]
+    assert mean_loss(reports, world) == pytest.approx(13 / 3)
+
+
+def test_a_batch_without_counted_tokens_has_no_loss(world: World):
+    value = mean_loss([{"loss and tokens": torch.zeros(2)}], world)
+    assert value != value
+
+
+def test_forward_only_leaves_gradients_and_weights(world: World):
+    parts = tiny_components(tiny_run(), world)
+    before = [parameter.detach().clone() for parameter in parts.models[0].parameters()]
+    for chunk in parts.chunks:
+        chunk.zero_grad_buffer()
+    with open_readers(parts, TokenView(), 0, parts.run.global_batch_size_at) as readers, torch.no_grad():
+        forward_backward(parts, readers, 4, forward_only=True)
+    for parameter, old in zip(parts.models[0].parameters(), before, strict=True):
+        assert parameter.equal(old) and parameter.main_grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("architecture", ["llama", "megatron_default"])
+def test_norm_of_the_parameters(architecture: str, world: World):
+    parts = tiny_components(tiny_run(architecture, log_params_norm=True), world)
+    [result] = train(parts, 1)
+    flat = torch.cat([parameter.detach().double().flatten() for parameter in parts.models[0].parameters()])
+    assert result.params_norm == parameters_norm(parts) == pytest.approx(flat.norm().item(), rel=1e-12)
+
+
+def test_number_of_zeros_in_the_gradient(world: World):
+    parts = tiny_components(tiny_run(log_num_zeros_in_grad=True), world)
+    [result] = train(parts, 1)
+    expected = sum(int((parameter.main_grad == 0).sum()) for parameter in parts.models[0].parameters())
+    assert result.num_zeros == expected >= 28 * 32 * 2, "at least the padded rows of both vocabularies"
+
+
+def test_the_loss_falls(world: World):
+    results = curve(tiny_run(), world, TokenView(samples=4), 30)
+    assert results[-1].lm_loss < 0.3 * results[0].lm_loss
