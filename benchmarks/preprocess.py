@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
 CHUNK = 32
 VOCAB_SIZE = 8000
@@ -105,6 +106,8 @@ def run_ours(options: argparse.Namespace) -> float:
 class PlainEncoder:
     """The worker of the plain side: one line to one list of ids."""
 
+    processor: ClassVar[Any]
+
     def __init__(self, model: str) -> None:
         self.model = model
 
@@ -116,8 +119,8 @@ class PlainEncoder:
 
     def __call__(self, line: str) -> tuple[list[int], int]:
         """Ids of one line, its end-of-document id included, and its size."""
-        ids = PlainEncoder.processor.encode(json.loads(line)["text"])
-        ids.append(PlainEncoder.processor.eos_id())
+        ids = self.processor.encode(json.loads(line)["text"])
+        ids.append(self.processor.eos_id())
         return ids, len(line)
 
 

@@ -37,9 +37,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of printing the usage."""
-        raise ConfigError(message, fix="see --help")
+        raise ConfigError(message, fix="See --help")
 
 
 class _Refuse(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> NoReturn:
-        raise ConfigError(f"{option_string} is not accepted", str(self.const), "leave it out")
+        raise ConfigError(f"{option_string} is not accepted", str(self.const), "Leave it out")

@@ -120,8 +120,8 @@ class BlockEncoder:
         if tokens.size and (tokens.min() < 0 or tokens.max() >= self._tokenizer.vocab_size):
             raise TokenizerError(
                 f"the tokenizer gave ids from {tokens.min()} to {tokens.max()}",
-                f"its vocabulary has ids 0 to {self._tokenizer.vocab_size - 1}",
-                "the tokenizer file is inconsistent; use another",
+                f"Its vocabulary has ids 0 to {self._tokenizer.vocab_size - 1}",
+                "The tokenizer file is inconsistent; use another",
             )
         written = lengths[lengths > 0]
         if self._settings.append_eod and written.size:
@@ -145,7 +145,7 @@ def start_worker(settings: EncodeSettings, parent: int) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     tokenizer = build_tokenizer(settings.tokenizer_type, settings.tokenizer_model, settings.vocab_size)
     if tokenizer.fingerprint != settings.fingerprint:
-        raise TokenizerError(f"{settings.tokenizer_model} changed during the run", fix="run again")
+        raise TokenizerError(f"{settings.tokenizer_model} changed during the run", fix="Run again")
     _ENCODERS["worker"] = BlockEncoder(settings, tokenizer)
 
 

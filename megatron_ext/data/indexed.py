@@ -43,7 +43,7 @@ DTYPE_CODES: dict[int, np.dtype] = {
 MAX_UINT16_VOCAB = 65500
 _CHECK_BLOCK = 1 << 22
 _IDENTITY_BYTES = 1 << 20
-_AGAIN = "make the dataset again with tools/preprocess_data.py, or copy it again"
+_AGAIN = "Make the dataset again with tools/preprocess_data.py, or copy it again"
 
 
 def bin_path(prefix: str | Path) -> Path:
@@ -156,7 +156,7 @@ class IndexedDataset:
                 said, computed = self.pointers[first + index], int((ends - lengths)[index]) * itemsize
                 raise DataError(
                     f"{path} is damaged: sequence {first + index} is said to begin at byte {said}",
-                    f"the lengths before it put it at byte {computed}",
+                    f"The lengths before it put it at byte {computed}",
                     _AGAIN,
                 )
             tokens = int(ends[-1])
@@ -209,21 +209,21 @@ def _map(path: Path, dtype: np.dtype) -> NDArray:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
             f"{path} cannot be read ({reason})",
-            fix="check the prefix given with --data-path: it is the path without .bin or .idx",
+            fix="Check the prefix given with --data-path: it is the path without .bin or .idx",
         ) from None
 
 
 def _read_header(path: Path, raw: NDArray[np.uint8]) -> tuple[np.dtype, int, int]:
     if len(raw) < HEADER.size:
-        raise DataError(f"{path} is truncated: {len(raw)} bytes", f"its header alone has {HEADER.size}", _AGAIN)
+        raise DataError(f"{path} is truncated: {len(raw)} bytes", f"Its header alone has {HEADER.size}", _AGAIN)
     magic, version, code, sequences, boundaries = HEADER.unpack(raw[: HEADER.size].tobytes())
     if magic != MAGIC:
         raise DataError(f"{path} is not a Megatron index file: it does not begin with MMIDIDX", fix=_AGAIN)
     if version != VERSION:
-        raise DataError(f"{path} has format version {version}", f"version {VERSION} is the one that exists", _AGAIN)
+        raise DataError(f"{path} has format version {version}", f"Version {VERSION} is the one that exists", _AGAIN)
     if code not in DTYPE_CODES or DTYPE_CODES[code].kind == "f":
         raise DataError(
-            f"{path} has dtype code {code}", "tokens are integers: codes 1 to 5 and 8 (uint8 to int64, uint16)", _AGAIN
+            f"{path} has dtype code {code}", "Tokens are integers: codes 1 to 5 and 8 (uint8 to int64, uint16)", _AGAIN
         )
     return DTYPE_CODES[code], sequences, boundaries
 
@@ -231,10 +231,10 @@ def _read_header(path: Path, raw: NDArray[np.uint8]) -> tuple[np.dtype, int, int
 def _check_index_size(path: Path, size: int, sequences: int, boundaries: int) -> None:
     wanted = HEADER.size + 12 * sequences + 8 * boundaries
     if size == wanted + sequences and sequences > 0:
-        raise DataError(f"{path} is a multimodal dataset (it has a mode per sequence)", "only text can be trained on")
+        raise DataError(f"{path} is a multimodal dataset (it has a mode per sequence)", "Only text can be trained on")
     if size != wanted:
         raise DataError(
             f"{path} has {size} bytes",
-            f"its header speaks of {sequences} sequences and {boundaries} document boundaries, {wanted} bytes",
+            f"Its header speaks of {sequences} sequences and {boundaries} document boundaries, {wanted} bytes",
             _AGAIN,
         )

@@ -54,8 +54,8 @@ class IndexedWriter:
         if lengths.size and lengths.max() > _MAX_DOCUMENT_TOKENS:
             raise DataError(
                 f"a document of {lengths.max()} tokens cannot be stored",
-                f"the format allows {_MAX_DOCUMENT_TOKENS} tokens in one document",
-                "cut it into several documents",
+                f"The format allows {_MAX_DOCUMENT_TOKENS} tokens in one document",
+                "Cut it into several documents",
             )
         self.bin_file.write(token_bytes)
         self._lengths.append(lengths.astype("<i4"))

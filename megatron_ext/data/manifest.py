@@ -147,8 +147,8 @@ def verify_checksums(prefix: str | Path) -> None:
         if found != facts.sha256:
             raise DataError(
                 f"{path} is damaged: its sha256 is {found}",
-                f"the manifest says {facts.sha256}",
-                "copy or make the dataset again",
+                f"The manifest says {facts.sha256}",
+                "Copy or make the dataset again",
             )
 
 
@@ -162,4 +162,4 @@ def _from_dict(content: dict[str, Any]) -> DatasetManifest:
 
 
 def _damaged(path: Path, why: str) -> DataError:
-    return DataError(f"{path} is not a usable manifest ({why})", fix="make the dataset again, or copy it again")
+    return DataError(f"{path} is not a usable manifest ({why})", fix="Make the dataset again, or copy it again")

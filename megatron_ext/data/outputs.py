@@ -95,7 +95,7 @@ class DatasetOutputs:
             raise DataError(
                 f"no document was found in {self.num_read} records",
                 f"{self.quarantined.total()} were quarantined, the others have no text",
-                f"see {self.quarantine_path}" if self.quarantined else "check --input and --json-keys",
+                f"See {self.quarantine_path}" if self.quarantined else "Check --input and --json-keys",
             )
         for writer in self._writers:
             writer.finish()
@@ -151,7 +151,7 @@ class DatasetOutputs:
         if existing and not overwrite:
             raise DataError(
                 f"the output {existing[0]} exists already",
-                fix="give --overwrite to replace it, or choose another --output-prefix",
+                fix="Give --overwrite to replace it, or choose another --output-prefix",
             )
 
     def _keep(self, file: _Output) -> _Output:

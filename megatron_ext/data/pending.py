@@ -29,14 +29,14 @@ class PendingFile:
         except OSError as error:
             raise DataError(
                 f"the output {path} cannot be written ({error.strerror})",
-                fix="create its folder, or choose another --output-prefix",
+                fix="Create its folder, or choose another --output-prefix",
             ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
             raise DataError(
-                f"another run is writing {path}", fix="wait for it, or choose another --output-prefix"
+                f"another run is writing {path}", fix="Wait for it, or choose another --output-prefix"
             ) from None
         os.ftruncate(descriptor, 0)
         self._stream = os.fdopen(descriptor, "wb", buffering=1 << 20)
@@ -83,4 +83,4 @@ class PendingFile:
         return self._hash.hexdigest()
 
     def _failure(self, error: OSError) -> DataError:
-        return DataError(f"writing {self.path} failed ({error.strerror})", fix="free disk space and run again")
+        return DataError(f"writing {self.path} failed ({error.strerror})", fix="Free disk space and run again")

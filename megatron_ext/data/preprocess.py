@@ -60,6 +60,7 @@ def preprocess(request: PreprocessRequest) -> list[DatasetManifest]:
         vocab_size=request.vocab_size,
         fingerprint=tokenizer.fingerprint,
     )
+    _make_folder(Path(request.output_prefix).parent)
     outputs = DatasetOutputs(request.output_prefix, settings, request.overwrite)
     try:
         inputs = _run(request, settings, tokenizer, paths, outputs)
@@ -88,11 +89,18 @@ def summary(manifests: Sequence[DatasetManifest], outputs: DatasetOutputs) -> li
 
 def _check(request: PreprocessRequest) -> None:
     if request.workers < 1:
-        raise DataError(f"--workers {request.workers} is not possible", "at least one process does the work")
+        raise DataError(f"--workers {request.workers} is not possible", "At least one process does the work")
     if request.log_interval < 1:
-        raise DataError(f"--log-interval {request.log_interval} is not possible", "it counts documents, at least 1")
+        raise DataError(f"--log-interval {request.log_interval} is not possible", "It counts documents, at least 1")
     if len(set(request.json_keys)) < len(request.json_keys):
         raise DataError(f"--json-keys names a key twice: {' '.join(request.json_keys)}")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"the folder {folder} of --output-prefix cannot be made ({error.strerror})") from None
 
 
 def _run(
@@ -135,5 +143,5 @@ def _first_bad(record: BadRecord, paths: Sequence[Path]) -> DataError:
     return DataError(
         f"line {record.line} of {paths[record.file_index]} is bad: {record.reason} ({record.detail})",
         "--on-error stop refuses the first bad record; nothing was written",
-        "mend the line, or leave --on-error at quarantine",
+        "Mend the line, or leave --on-error at quarantine",
     )

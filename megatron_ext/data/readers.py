@@ -77,7 +77,7 @@ def expand_inputs(patterns: Sequence[str]) -> list[Path]:
         _check_readable(path)
         real = os.path.realpath(path)
         if real in seen:
-            raise DataError(f"--input names {path} twice", "its records would be counted twice", "name it once")
+            raise DataError(f"--input names {path} twice", "Its records would be counted twice", "Name it once")
         seen.add(real)
     return paths
 
@@ -135,7 +135,7 @@ def _text_pieces(path: Path, progress: ReadProgress, block_bytes: int) -> Iterat
         raise _damaged(path, progress, str(error)) from None
     except OSError as error:
         raise DataError(
-            f"reading {path} failed ({error.strerror or error})", fix="check the disk and run again"
+            f"reading {path} failed ({error.strerror or error})", fix="Check the disk and run again"
         ) from None
 
 
@@ -172,7 +172,7 @@ def _unzstd(path: Path, stream: BinaryIO, progress: ReadProgress) -> Iterator[by
 
 def _check_readable(path: Path) -> None:
     if path.is_dir():
-        raise DataError(f"--input {path} is a folder", fix=f"name its files, for example '{path}/*.jsonl'")
+        raise DataError(f"--input {path} is a folder", fix=f"Name its files, for example '{path}/*.jsonl'")
     try:
         with path.open("rb") if path.is_file() or not path.exists() else open(os.devnull, "rb"):
             pass
@@ -184,6 +184,6 @@ def _damaged(path: Path, progress: ReadProgress, why: str) -> DataError:
     lines = list(progress.lines.values())[-1] if progress.lines else 0
     return DataError(
         f"{path} is damaged after line {lines} ({why})",
-        "a compressed file that cannot be unpacked to its end would lose records without a trace",
-        "copy the file again, or repack what can be saved",
+        "A compressed file that cannot be unpacked to its end would lose records without a trace",
+        "Copy the file again, or repack what can be saved",
     )

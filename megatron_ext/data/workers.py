@@ -51,8 +51,8 @@ def encode_blocks(
     except BrokenProcessPool:
         raise DataError(
             "a worker process died",
-            "usually the system ended it for lack of memory; nothing was published",
-            f"run again with fewer than --workers {num_workers}",
+            "Usually the system ended it for lack of memory; nothing was published",
+            f"Run again with fewer than --workers {num_workers}",
         ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

@@ -69,7 +69,7 @@ class Tokenizer(ABC):
         for index in ids:
             if not 0 <= index < self.vocab_size:
                 raise TokenizerError(
-                    f"token id {index} cannot be decoded", f"the vocabulary has ids 0 to {self.vocab_size - 1}"
+                    f"token id {index} cannot be decoded", f"The vocabulary has ids 0 to {self.vocab_size - 1}"
                 )
 
 
@@ -92,10 +92,10 @@ def read_tokenizer_file(path: Path) -> bytes:
         reason = error.strerror or type(error).__name__
         raise TokenizerError(
             f"the tokenizer file {path} cannot be read ({reason})",
-            fix="give the path of an existing file with --tokenizer-model",
+            fix="Give the path of an existing file with --tokenizer-model",
         ) from None
     if not content:
-        raise TokenizerError(f"the tokenizer file {path} is empty", fix="give a complete file with --tokenizer-model")
+        raise TokenizerError(f"the tokenizer file {path} is empty", fix="Give a complete file with --tokenizer-model")
     return content
 
 

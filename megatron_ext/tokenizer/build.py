@@ -29,18 +29,18 @@ def build_tokenizer(
     """
     if tokenizer_type not in TOKENIZER_TYPES:
         raise TokenizerError(
-            f"--tokenizer-type {tokenizer_type} is not known", f"the known types are {', '.join(TOKENIZER_TYPES)}"
+            f"--tokenizer-type {tokenizer_type} is not known", f"The known types are {', '.join(TOKENIZER_TYPES)}"
         )
     if tokenizer_type == "NullTokenizer":
         return _null(tokenizer_model, vocab_size)
     if tokenizer_model is None:
-        raise TokenizerError(f"--tokenizer-type {tokenizer_type} needs a file", fix="give it with --tokenizer-model")
+        raise TokenizerError(f"--tokenizer-type {tokenizer_type} needs a file", fix="Give it with --tokenizer-model")
     tokenizer = _BUILDERS[tokenizer_type](Path(tokenizer_model))
     if vocab_size is not None and vocab_size != tokenizer.vocab_size:
         raise TokenizerError(
             f"--vocab-size {vocab_size} disagrees with {tokenizer_model}",
-            f"the file defines {tokenizer.vocab_size} ids",
-            "leave --vocab-size out; the vocabulary is padded with --make-vocab-size-divisible-by",
+            f"The file defines {tokenizer.vocab_size} ids",
+            "Leave --vocab-size out; the vocabulary is padded with --make-vocab-size-divisible-by",
         )
     return tokenizer
 
@@ -49,9 +49,9 @@ def _null(tokenizer_model: str | Path | None, vocab_size: int | None) -> Tokeniz
     from megatron_ext.tokenizer.null import NullTokenizer
 
     if tokenizer_model is not None:
-        raise TokenizerError("--tokenizer-type NullTokenizer takes no --tokenizer-model", fix="leave it out")
+        raise TokenizerError("--tokenizer-type NullTokenizer takes no --tokenizer-model", fix="Leave it out")
     if vocab_size is None:
-        raise TokenizerError("--tokenizer-type NullTokenizer needs --vocab-size", fix="give the number of plain ids")
+        raise TokenizerError("--tokenizer-type NullTokenizer needs --vocab-size", fix="Give the number of plain ids")
     return NullTokenizer(vocab_size)
 
 

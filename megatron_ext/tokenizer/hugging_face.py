@@ -33,7 +33,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._model = _load(file, content)
         vocabulary = self._model.get_vocab(with_added_tokens=True)
         if not vocabulary:
-            raise TokenizerError(f"{file} defines no tokens", fix="give a complete tokenizer.json")
+            raise TokenizerError(f"{file} defines no tokens", fix="Give a complete tokenizer.json")
         self.vocab_size = max(vocabulary.values()) + 1
         names = _special_names(file.parent)
         self.eod_id = self._find(vocabulary, names.get("eos_token"), _USUAL_EOD, file)
@@ -55,14 +55,14 @@ class HuggingFaceTokenizer(Tokenizer):
     def _find(vocabulary: dict[str, int], name: str | None, usual: tuple[str, ...], file: Path) -> int:
         if name is not None and name not in vocabulary:
             raise TokenizerError(
-                f"the eos_token {name!r} named beside {file} is not in its vocabulary", fix="mend tokenizer_config.json"
+                f"the eos_token {name!r} named beside {file} is not in its vocabulary", fix="Mend tokenizer_config.json"
             )
         index = _first_present(vocabulary, [name, *usual])
         if index is None:
             raise TokenizerError(
                 f"no token of {file} is known to end a document",
-                f"neither an eos_token in {' or '.join(_SIDE_FILES)} beside it nor one of {', '.join(usual)} exists",
-                "put a tokenizer_config.json with an eos_token beside it",
+                f"Neither an eos_token in {' or '.join(_SIDE_FILES)} beside it nor one of {', '.join(usual)} exists",
+                "Put a tokenizer_config.json with an eos_token beside it",
             )
         return index
 
@@ -74,14 +74,14 @@ def _tokenizer_file(path: Path) -> Path:
             hint = "; it has a tokenizer.model: use --tokenizer-type Llama2Tokenizer with that file"
             raise TokenizerError(
                 f"the folder {path} holds no tokenizer.json{hint if (path / 'tokenizer.model').is_file() else ''}",
-                fix="give a tokenizer.json file or a folder that holds one with --tokenizer-model",
+                fix="Give a tokenizer.json file or a folder that holds one with --tokenizer-model",
             )
         return file
     if not path.exists():
         raise TokenizerError(
             f"--tokenizer-model {path} does not exist",
-            "names on a model hub are not looked up",
-            "download the tokenizer first and give its folder",
+            "Names on a model hub are not looked up",
+            "Download the tokenizer first and give its folder",
         )
     return path
 
@@ -94,7 +94,7 @@ def _load(file: Path, content: bytes) -> Any:
     except Exception as error:  # the library raises bare Exception for every kind of damage
         raise TokenizerError(
             f"{file} is not a tokenizer.json file, or it is damaged ({str(error)[:120]})",
-            fix="give a complete tokenizer.json, or use --tokenizer-type Llama2Tokenizer for a SentencePiece .model",
+            fix="Give a complete tokenizer.json, or use --tokenizer-type Llama2Tokenizer for a SentencePiece .model",
         ) from None
 
 
@@ -107,7 +107,7 @@ def _special_names(folder: Path) -> dict[str, str]:
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise TokenizerError(f"{path} cannot be read as JSON ({error})", fix="mend or remove it") from None
+            raise TokenizerError(f"{path} cannot be read as JSON ({error})", fix="Mend or remove it") from None
         for key in ("eos_token", "bos_token", "pad_token"):
             value = settings.get(key) if isinstance(settings, dict) else None
             value = value.get("content") if isinstance(value, dict) else value

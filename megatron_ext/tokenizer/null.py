@@ -19,7 +19,7 @@ class NullTokenizer(Tokenizer):
 
     def __init__(self, num_plain_ids: int) -> None:
         if num_plain_ids < 1:
-            raise TokenizerError(f"--vocab-size {num_plain_ids} is not a number of ids", "at least 1 is needed")
+            raise TokenizerError(f"--vocab-size {num_plain_ids} is not a number of ids", "At least 1 is needed")
         self.vocab_size = num_plain_ids + 1
         self.eod_id = num_plain_ids
         self.bos_id: int | None = None

@@ -53,7 +53,7 @@ class GPTSentencePieceTokenizer(Tokenizer):
         if eos is None:
             raise TokenizerError(
                 f"{path} has no end-of-sentence piece, so nothing can end a document",
-                fix="train the model with an eos id (tools/train_tokenizer.py does)",
+                fix="Train the model with an eos id (tools/train_tokenizer.py does)",
             )
         return eos
 
@@ -91,7 +91,7 @@ def _load(path: Path, content: bytes) -> sentencepiece.SentencePieceProcessor:
     if size <= 0:
         raise TokenizerError(
             f"{path} is not a SentencePiece model, or it is damaged",
-            fix="give a .model file, or use --tokenizer-type HuggingFaceTokenizer for a tokenizer.json",
+            fix="Give a .model file, or use --tokenizer-type HuggingFaceTokenizer for a tokenizer.json",
         )
     return model
 
