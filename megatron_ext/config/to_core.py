@@ -17,7 +17,6 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer import TransformerConfig
 
-from megatron_ext.config.rules import RULES
 from megatron_ext.config.run import RunConfig, all_settings
 from megatron_ext.errors import ConfigError
 
@@ -81,16 +80,9 @@ def transformer_config(run: RunConfig, device: str) -> TransformerConfig:
     return _build(TransformerConfig, values)
 
 
-def ddp_config(run: RunConfig, device: str) -> DistributedDataParallelConfig:
-    """Gradient buffers and their reduction over the data-parallel ranks.
-
-    Raises:
-        ConfigError: an overlap flag on a CPU (also when --device auto ended there).
-    """
+def ddp_config(run: RunConfig) -> DistributedDataParallelConfig:
+    """Gradient buffers and their reduction over the data-parallel ranks."""
     parallel = run.parallel
-    refused = RULES["overlap_needs_a_gpu"].check(run.with_values(device=device))
-    if refused:
-        raise ConfigError(refused)
     return _build(
         DistributedDataParallelConfig,
         {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,7 +67,7 @@ def assemble(
 
     Tests and benchmarks that feed tensors of their own leave tokenizer and datasets out.
     """
-    chunks = wrap_data_parallel(run, models, world.device.type)
+    chunks = wrap_data_parallel(run, models)
     optimizer = build_optimizer(run, chunks)
     core = models[0].config
     # the callables that megatron-core's schedules ask for
@@ -77,15 +79,26 @@ def assemble(
     return Components(run, world, tokenizer, datasets, chunks, optimizer, schedule)
 
 
-def wrap_data_parallel(run: RunConfig, models: list[PretrainGPT], device: str) -> list[DistributedDataParallel]:
+def wrap_data_parallel(run: RunConfig, models: list[PretrainGPT]) -> list[DistributedDataParallel]:
     """Give each model chunk its gradient buffers; buckets of later chunks are reduced as one (Megatron-LM's rule)."""
-    config = ddp_config(run, device)
-    if config.bucket_size is None:
-        # megatron-core's default: larger buckets for larger data-parallel groups, so that a ring stays busy
-        config.bucket_size = max(40_000_000, 1_000_000 * run.data_parallel_size)
-    if not config.overlap_grad_reduce:
-        config.bucket_size = None
     return [
-        DistributedDataParallel(model.config, config, model, disable_bucketing=index > 0)
+        DistributedDataParallel(model.config, ddp_config(run), model, disable_bucketing=index > 0)
         for index, model in enumerate(models)
     ]
+
+
+@contextmanager
+def gathered_parameters(parts: Components) -> Iterator[None]:
+    """Hold all parameters up to date inside the block. Collective over all ranks.
+
+    With `--overlap-param-gather` the parameters of an update arrive during the next forward pass; a checkpoint or an
+    evaluation in between must not see the old ones.
+    """
+    late = parts.run.parallel.overlap_param_gather
+    for chunk in parts.chunks if late else ():
+        chunk.disable_forward_pre_hook(param_sync=True)
+    try:
+        yield
+    finally:
+        for chunk in parts.chunks if late else ():
+            chunk.enable_forward_pre_hook()

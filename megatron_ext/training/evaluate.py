@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from megatron_ext.training.components import Components
+from megatron_ext.training.components import Components, gathered_parameters
 from megatron_ext.training.readers import open_readers
 from megatron_ext.training.step import forward_backward
 
@@ -42,7 +42,7 @@ def _evaluation_mode(parts: Components) -> Iterator[None]:
     for chunk in parts.chunks:
         chunk.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), gathered_parameters(parts):
             yield
     finally:
         for chunk in parts.chunks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ import yaml
 
 from megatron_ext import log
 from megatron_ext.atomic import replace_text
-from megatron_ext.config import Resolved, RunConfig, run_config_to_dict
+from megatron_ext.config import Resolved, RunConfig, check_rules, run_config_to_dict
 from megatron_ext.data.datasets import DatasetRequest, Datasets, build_datasets
 from megatron_ext.model.counts import padded_vocab_size, parameter_counts
 from megatron_ext.parallel.world import start_world
@@ -21,7 +21,7 @@ from megatron_ext.tokenizer.build import build_tokenizer
 from megatron_ext.training.batch_size import total_samples
 from megatron_ext.training.components import Components, build_components
 from megatron_ext.training.evaluate import evaluate
-from megatron_ext.training.hooks import HookParts, Outputs, StepContext, build_hooks
+from megatron_ext.training.hooks import Hook, HookParts, Outputs, StepContext, build_hooks
 from megatron_ext.training.metrics import TrainState
 from megatron_ext.training.readers import open_readers
 from megatron_ext.training.resume import save_state, start_state
@@ -29,26 +29,32 @@ from megatron_ext.training.step import train_step
 from megatron_ext.training.stop import StopConditions, StopReason, StopSignals
 
 
-def pretrain(resolved: Resolved) -> None:
+def pretrain(resolved: Resolved, started_at: float) -> None:
     """Train as the configuration says; every rank of a torchrun job calls it with the same one.
 
     All mistakes in files and data are found before the first process group starts.
 
+    Args:
+        resolved: settings that pass the rules.
+        started_at: `time.monotonic()` at the start of the program, from which `--exit-duration-in-mins` counts.
+
     Raises:
         MegatronExtError: a mistake of the user's, the same on every rank.
     """
-    started_at = time.monotonic()
     run = resolved.run.with_values(global_batch_size=resolved.run.global_batch_size)
     platform = select_platform(run.parallel.device)
+    run = run.with_values(device=platform.name)
+    check_rules(run)  # again: only now is it known what `--device auto` means
     tokenizer = build_tokenizer(run.data.tokenizer_type, run.data.tokenizer_model, run.model.vocab_size)
     datasets = build_datasets(dataset_request(run, tokenizer))
     with StopSignals(run.train.exit_signal_handler) as signals, start_world(run, platform) as world:
         parts = build_components(run, world, tokenizer, datasets)
-        introduce(parts, resolved, platform.name)
-        train(parts, start_state(parts), signals)
+        introduce(parts, platform.name)
+        state = start_state(parts)
+        train(parts, state, StopConditions(run, state.iteration, started_at, signals))
 
 
-def train(parts: Components, state: TrainState, signals: StopSignals) -> None:
+def train(parts: Components, state: TrainState, conditions: StopConditions) -> None:
     """Run the loop from `state` until there is a reason to stop, then evaluate and save. Collective over all ranks."""
     run = parts.run
     save = SaveOnce(parts) if run.checkpoint.save else None
@@ -60,22 +66,27 @@ def train(parts: Components, state: TrainState, signals: StopSignals) -> None:
         evaluate=(lambda _: evaluate(parts)) if run.train.eval_iters and parts.datasets.valid is not None else None,
         save=save,
     )
-    outputs = Outputs(hook_parts)
-    conditions = StopConditions(run, state.iteration, time.monotonic(), signals)
-    hooks = build_hooks(hook_parts, outputs)
-    reason = StopReason.COMPLETE if run.train.skip_train else StopReason.NONE
-    with open_readers(parts, parts.datasets.train, state.consumed_samples, run.global_batch_size_at) as readers:
-        while reason is StopReason.NONE and (reason := agree(conditions.vote(state))) is StopReason.NONE:
+    with closing(Outputs(hook_parts)) as outputs:
+        reason = StopReason.COMPLETE
+        if not run.train.skip_train:
+            reason = run_steps(parts, state, conditions, build_hooks(hook_parts, outputs))
+            if save is not None:
+                save(state)
+        if reason is StopReason.COMPLETE:
+            final_evaluation(parts, state, outputs)
+    log.info(f"stopped after iteration {state.iteration}: {reason.describe()}")
+
+
+def run_steps(parts: Components, state: TrainState, conditions: StopConditions, hooks: list[Hook]) -> StopReason:
+    """Step until any rank has a reason to stop, and return it. Collective over all ranks."""
+    next_batch_size = parts.run.global_batch_size_at
+    with open_readers(parts, parts.datasets.train, state.consumed_samples, next_batch_size) as readers:
+        while (reason := agree(conditions.vote(state))) is StopReason.NONE:
             result = train_step(parts, state, readers)
             state.advance(result)
             for hook in hooks:
                 hook(StepContext(state, result))
-    if save is not None and not run.train.skip_train:
-        save(state)
-    if reason is StopReason.COMPLETE:
-        final_evaluation(parts, state, outputs)
-    outputs.close()
-    log.info(f"stopped after iteration {state.iteration}: {reason.describe()}")
+    return reason
 
 
 def agree(vote: StopReason) -> StopReason:
@@ -105,8 +116,9 @@ def final_evaluation(parts: Components, state: TrainState, outputs: Outputs) -> 
     """Evaluate the finished model on the validation and the test view, where there are any."""
     if not parts.run.train.eval_iters:
         return
+    already_validated = state.iteration % parts.run.train.eval_interval == 0 and not parts.run.train.skip_train
     for split, view in (("validation", parts.datasets.valid), ("test", parts.datasets.test)):
-        if view is not None:
+        if view is not None and not (split == "validation" and already_validated):
             outputs.report_evaluation(state, evaluate(parts, "valid" if split == "validation" else "test"), split)
 
 
@@ -122,7 +134,7 @@ def dataset_request(run: RunConfig, tokenizer: Tokenizer) -> DatasetRequest:
     )
 
 
-def introduce(parts: Components, resolved: Resolved, platform: str) -> None:
+def introduce(parts: Components, platform: str) -> None:
     """Print what is about to run, and keep the resolved configuration in the run folder. Rank 0 writes."""
     run, world = parts.run, parts.world
     rows = padded_vocab_size(run, parts.tokenizer.vocab_size)
@@ -135,7 +147,7 @@ def introduce(parts: Components, resolved: Resolved, platform: str) -> None:
     if run.checkpoint.save and world.rank == 0:
         folder = Path(run.checkpoint.save)
         folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / "run_config.yaml", yaml.safe_dump(run_config_to_dict(resolved.run), sort_keys=False))
+        replace_text(folder / "run_config.yaml", yaml.safe_dump(run_config_to_dict(run), sort_keys=False))
 
 
 def describe_data(datasets: Datasets) -> str:

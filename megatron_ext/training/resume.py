@@ -16,7 +16,7 @@ from megatron_ext.checkpoint.record import CheckpointRecord
 from megatron_ext.checkpoint.save import Retention, save_checkpoint, training_tensors
 from megatron_ext.data.views import View
 from megatron_ext.errors import CheckpointError
-from megatron_ext.training.components import Components
+from megatron_ext.training.components import Components, gathered_parameters
 from megatron_ext.training.metrics import TrainState
 from megatron_ext.training.schedule import Schedule, reconcile, schedule_settings
 
@@ -58,23 +58,21 @@ def save_state(parts: Components, state: TrainState) -> None:
     run = parts.run
     keeps_optimizer = not run.checkpoint.no_save_optim
     started = time.perf_counter()
-    folder = save_checkpoint(
-        Path(run.checkpoint.save or ""),
-        training_tensors(parts.models, parts.optimizer if keeps_optimizer else None, is_loading=False),
-        CheckpointRecord(
-            run=run,
-            vocab_size=parts.tokenizer.vocab_size,
-            state=state.to_dict(),
-            schedule=_settings_of(parts.schedule),
-            optimizer_step=optimizer_step(parts.optimizer) if keeps_optimizer else None,
-            loss_scaler=scaler_state(parts.optimizer) if keeps_optimizer else None,
-            data=describe_order(parts.datasets.train),
-            tokenizer_files=[file.name for file in parts.tokenizer.files],
-            provenance={"software": f"megatron_ext {megatron_ext.__version__}"},
-        ),
-        parts.tokenizer.files,
-        Retention(run.checkpoint.keep_last, run.checkpoint.save_retain_interval),
+    record = CheckpointRecord(
+        run=run,
+        vocab_size=parts.tokenizer.vocab_size,
+        state=state.to_dict(),
+        schedule=_settings_of(parts.schedule),
+        optimizer_step=optimizer_step(parts.optimizer) if keeps_optimizer else None,
+        loss_scaler=scaler_state(parts.optimizer) if keeps_optimizer else None,
+        data=describe_order(parts.datasets.train),
+        tokenizer_files=[file.name for file in parts.tokenizer.files],
+        provenance={"software": f"megatron_ext {megatron_ext.__version__}"},
     )
+    retention = Retention(run.checkpoint.keep_last, run.checkpoint.save_retain_interval)
+    with gathered_parameters(parts):
+        tensors = training_tensors(parts.models, parts.optimizer if keeps_optimizer else None, is_loading=False)
+        folder = save_checkpoint(Path(run.checkpoint.save or ""), tensors, record, parts.tokenizer.files, retention)
     log.info(f"saved {folder} in {time.perf_counter() - started:.1f} s")
 
 

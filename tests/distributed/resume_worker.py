@@ -17,7 +17,7 @@ from megatron_ext.platform.cpu import CpuPlatform
 from megatron_ext.training.components import Components
 from megatron_ext.training.metrics import StepResult, TrainState
 from megatron_ext.training.resume import save_state, start_state
-from tests.distributed.tiny import tiny_run
+from tests.distributed.tiny import OVERLAP, tiny_run
 from tests.distributed.training import State, gathered_state, started, train_steps
 
 STEPS = 20
@@ -26,7 +26,10 @@ TP2 = "--tensor-model-parallel-size 2"
 PP2 = "--pipeline-model-parallel-size 2"
 SAME_LAYOUT = {
     "tp2 sp, fp32, dropout": ("rope", f"{TP2} --sequence-parallel {DROPOUT}"),
-    "dp2 distopt, bf16, dropout": ("alibi", f"--bf16 --use-distributed-optimizer {DROPOUT}"),
+    "dp2 distopt overlap, bf16, dropout": (
+        "alibi",
+        f"--bf16 --use-distributed-optimizer {OVERLAP} {DROPOUT}",
+    ),
     "pp2 vpp2, fp16, tied": (
         "gpt2",
         f"--fp16 --initial-loss-scale 65536 --loss-scale-window 4 {PP2} --num-virtual-stages-per-pipeline-rank 2 "

@@ -31,6 +31,7 @@ MODELS = {
 
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
 VPP = "--num-virtual-stages-per-pipeline-rank"
+OVERLAP = "--overlap-grad-reduce --overlap-param-gather --ddp-bucket-size 20000"
 SINGLE = "--micro-batch-size 1"
 LAYOUTS: dict[int, dict[str, str]] = {
     1: {
@@ -46,6 +47,8 @@ LAYOUTS: dict[int, dict[str, str]] = {
         "pp2 vpp2": f"{PP} 2 {VPP} 2 {SINGLE}",
         "dp2": "",
         "dp2 distopt": f"--use-distributed-optimizer {SINGLE}",
+        "dp2 overlap": f"--overlap-grad-reduce --ddp-bucket-size 20000 {SINGLE}",
+        "dp2 distopt overlap": f"--use-distributed-optimizer {OVERLAP}",
     },
     4: {
         "tp2 pp2": f"{TP} 2 {PP} 2",

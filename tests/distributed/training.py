@@ -16,7 +16,7 @@ from megatron_ext.data.datasets import build_datasets
 from megatron_ext.parallel.world import start_layout
 from megatron_ext.platform.cpu import CpuPlatform
 from megatron_ext.tokenizer.build import build_tokenizer
-from megatron_ext.training.components import Components, build_components
+from megatron_ext.training.components import Components, build_components, gathered_parameters
 from megatron_ext.training.loop import dataset_request
 from megatron_ext.training.metrics import StepResult, TrainState
 from megatron_ext.training.readers import open_readers
@@ -58,10 +58,16 @@ def shards(parts: Components, with_optimizer: bool) -> list[ShardedTensor]:
 
 def gathered_state(parts: Components, with_optimizer: bool = False) -> State:
     """Return full tensors by canonical name, put together from all ranks; the same on every rank. Collective."""
-    mine = [
-        (shard.key, tuple(shard.global_shape), tuple(shard.global_offset), shard.data.detach().float().numpy().copy())
-        for shard in shards(parts, with_optimizer)
-    ]
+    with gathered_parameters(parts):
+        mine = [
+            (
+                shard.key,
+                tuple(shard.global_shape),
+                tuple(shard.global_offset),
+                shard.data.detach().float().numpy().copy(),
+            )
+            for shard in shards(parts, with_optimizer)
+        ]
     pieces: list[list] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(pieces, mine)
     state: State = {}

@@ -144,14 +144,6 @@ def sequence_divides_over_tensor_ranks(run: RunConfig) -> str | None:
 
 
 @rule()
-def overlap_needs_a_gpu(run: RunConfig) -> str | None:
-    """Overlapped communication needs CUDA streams."""
-    if run.parallel.device != "cpu":
-        return None
-    return without_effect(run, "overlap_grad_reduce overlap_param_gather", "on a CPU; leave it out")
-
-
-@rule()
 def overlapped_gather_needs_its_partners(run: RunConfig) -> str | None:
     """Parameters are gathered by the distributed optimizer, after an overlapped reduction."""
     parallel = run.parallel

@@ -22,8 +22,8 @@ class ParallelConfig(Section):
     sequence_parallel: bool = knob(False, "split norms and dropout over the tensor-parallel ranks along the sequence")
     context_parallel_size: int = knob(1, "ranks that share each sequence, cp; only 1 so far", bounds="[1, inf)")
     use_distributed_optimizer: bool = knob(False, "shard the optimizer state over the data-parallel ranks")
-    overlap_grad_reduce: bool = knob(False, "reduce gradients while the backward pass runs (GPU)")
-    overlap_param_gather: bool = knob(False, "gather parameters while the forward pass runs (GPU)")
+    overlap_grad_reduce: bool = knob(False, "reduce gradients while the backward pass runs")
+    overlap_param_gather: bool = knob(False, "gather parameters while the forward pass runs")
     ddp_bucket_size: int | None = knob(
         None, "parameters in one gradient bucket; absent: megatron-core's choice", unit="parameters", bounds="[1, inf)"
     )

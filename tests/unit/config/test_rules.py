@@ -80,9 +80,6 @@ CASES = {
     "sequence_divides_over_tensor_ranks": Case(
         {"sequence_parallel": True}, {"sequence_parallel": True, "seq_length": 33}, "--seq-length 33"
     ),
-    "overlap_needs_a_gpu": Case(
-        {"overlap_grad_reduce": True, "device": "cuda"}, {"overlap_grad_reduce": True, "device": "cpu"}, "on a CPU"
-    ),
     "overlapped_gather_needs_its_partners": Case(
         {"overlap_param_gather": True, "overlap_grad_reduce": True, "use_distributed_optimizer": True},
         {"overlap_param_gather": True, "overlap_grad_reduce": True},

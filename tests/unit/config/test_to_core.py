@@ -81,7 +81,7 @@ SCHEDULES = {
 
 
 def seen_by_core(run):
-    objects = (to_core.transformer_config(run, "cuda"), to_core.ddp_config(run, "cuda"), to_core.optimizer_config(run))
+    objects = (to_core.transformer_config(run, "cuda"), to_core.ddp_config(run), to_core.optimizer_config(run))
     values = [(type(o).__name__, f.name, getattr(o, f.name)) for o in objects for f in dataclasses.fields(o)]
     return [value for value in values if "init_method" not in value[1] or value[1] == "init_method_std"]
 
@@ -131,7 +131,7 @@ def test_one_compute_type_everywhere(precision, dtype):
     run = BASE.with_values(**precision)
     core = to_core.transformer_config(run, "cpu")
     assert core.params_dtype == core.pipeline_dtype == to_core.optimizer_config(run).params_dtype == dtype
-    assert to_core.ddp_config(run, "cpu").grad_reduce_in_fp32 == run.train.bf16
+    assert to_core.ddp_config(run).grad_reduce_in_fp32 == run.train.bf16
 
 
 def test_resolved_sizes_are_passed_down():
@@ -143,8 +143,3 @@ def test_resolved_sizes_are_passed_down():
 def test_megatron_cores_refusal_names_our_flags():
     with pytest.raises(ConfigError, match=r"--num-query-groups \(3\) must be .* --tensor-model-parallel-size \(2\)"):
         to_core.transformer_config(BASE.with_values(num_query_groups=3), "cpu")
-
-
-def test_overlap_is_refused_when_the_device_turns_out_to_be_a_cpu():
-    with pytest.raises(ConfigError, match="--overlap-grad-reduce has no effect on a CPU"):
-        to_core.ddp_config(BASE.with_values(overlap_grad_reduce=True), "cpu")
