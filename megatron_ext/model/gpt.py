@@ -24,6 +24,7 @@ from megatron_ext.model.counts import padded_vocab_size
 from megatron_ext.model.cross_entropy import vocab_parallel_cross_entropy
 from megatron_ext.model.init import initialize_parameters
 from megatron_ext.model.norm import NORMS
+from megatron_ext.model.te_attention import TransformerEngineAttention, has_transformer_engine
 
 
 class PretrainGPT(GPTModel):
@@ -66,7 +67,8 @@ def build_model(run: RunConfig, vocab_size: int, device: str) -> list[PretrainGP
     core = transformer_config(run, device)
     virtual = run.virtual_pipeline_model_parallel_size
     stages: list[int | None] = [None] if virtual is None else list(range(virtual))
-    chunks = [_build_chunk(run, core, vocab_size, stage) for stage in stages]
+    spec = layer_spec(run, device)
+    chunks = [_build_chunk(run, core, spec, vocab_size, stage) for stage in stages]
     for chunk in chunks:
         initialize_parameters(chunk, run)
         if device == "cuda":
@@ -74,10 +76,12 @@ def build_model(run: RunConfig, vocab_size: int, device: str) -> list[PretrainGP
     return chunks
 
 
-def layer_spec(run: RunConfig) -> ModuleSpec:
+def layer_spec(run: RunConfig, device: str) -> ModuleSpec:
     """Return the module tree of one transformer layer: megatron-core's, with our norm and core attention."""
     norm = NORMS[run.model.normalization]
-    attention = functools.partial(CausalAttention, positions=positions_of(run.model))
+    positions = positions_of(run.model)
+    on_engine = device == "cuda" and has_transformer_engine() and not positions.alibi
+    attention = functools.partial(TransformerEngineAttention if on_engine else CausalAttention, positions=positions)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -106,9 +110,10 @@ def positions_of(model: ModelConfig) -> Positions:
     return Positions(alibi=model.position_embedding_type == "alibi")
 
 
-def _build_chunk(run: RunConfig, core: TransformerConfig, vocab_size: int, stage: int | None) -> PretrainGPT:
+def _build_chunk(
+    run: RunConfig, core: TransformerConfig, spec: ModuleSpec, vocab_size: int, stage: int | None
+) -> PretrainGPT:
     model = run.model
-    spec = layer_spec(run)
     num_layers = get_num_layers_to_build(core, vp_stage=stage)
     first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage)
     last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage)

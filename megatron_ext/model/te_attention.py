@@ -1,0 +1,47 @@
+"""Core attention on Transformer Engine's kernels, where that library is installed and the device is a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.enums import AttnMaskType
+from torch import Tensor
+
+from megatron_ext.model.attention import Positions
+from megatron_ext.model.rotary import apply_rotary
+
+
+def has_transformer_engine() -> bool:
+    """Return whether Transformer Engine's torch part is installed (the bare meta package is not enough)."""
+    return importlib.util.find_spec("transformer_engine_torch") is not None
+
+
+class TransformerEngineAttention(torch.nn.Module):
+    """The causal attention of `CausalAttention`, computed by Transformer Engine; RoPE or no positions.
+
+    ALiBi stays with `CausalAttention`: Transformer Engine would take its bias as a full matrix.
+
+    Args:
+        config: megatron-core's config.
+        positions: without ALiBi.
+        **rest: what megatron-core passes to every core attention.
+    """
+
+    def __init__(self, config: TransformerConfig, positions: Positions, **rest: object) -> None:
+        super().__init__()
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+        assert not positions.alibi, "layer_spec gives ALiBi to CausalAttention"
+        self.positions = positions
+        # not a submodule: it has no parameters, and its fp8 bookkeeping is no part of our checkpoints
+        object.__setattr__(self, "kernel", TEDotProductAttention(config=config, **rest))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: object) -> Tensor:
+        """Attend; shapes and result as in `CausalAttention.forward`."""
+        if self.positions.rotary_base is not None:
+            base, share = self.positions.rotary_base, self.positions.rotary_percent
+            query, key = apply_rotary(query, base, share), apply_rotary(key, base, share)
+        self.kernel.train(self.training)
+        return self.kernel(query, key, value, attention_mask, attn_mask_type=AttnMaskType.causal)

@@ -1,0 +1,66 @@
+"""The path to Transformer Engine without the library: what it is given, and that it is not taken on a CPU."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from megatron_ext.config import load_run_config
+from megatron_ext.model.attention import CausalAttention, Positions
+from megatron_ext.model.gpt import layer_spec
+from megatron_ext.model.rotary import apply_rotary
+from megatron_ext.model.te_attention import TransformerEngineAttention
+
+MODEL = "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --seq-length 8 --position-embedding-type"
+
+
+class Kernel(torch.nn.Module):
+    """Stands in for TEDotProductAttention: notes how it was built and called."""
+
+    def __init__(self, config: object, **rest: object) -> None:
+        super().__init__()
+        self.built_with, self.weight = rest, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, query, key, value, mask, attn_mask_type):
+        assert mask is None and attn_mask_type.name == "causal"
+        return query + key + value
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("megatron.core.extensions.transformer_engine")
+    module.TEDotProductAttention = Kernel
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_queries_and_keys_are_rotated_before_the_kernel(kernel: None):
+    attention = TransformerEngineAttention(None, Positions(rotary_base=100.0), layer_number=3).eval()
+    q, k, v = torch.randn(3, 6, 2, 4, 8)
+    expected = apply_rotary(q, 100.0, 1.0) + apply_rotary(k, 100.0, 1.0) + v
+    assert torch.equal(attention(q, k, v, None), expected)
+    assert attention.kernel.built_with == {"layer_number": 3}
+    assert not attention.kernel.training
+
+
+def test_the_kernel_adds_nothing_to_checkpoints(kernel: None):
+    attention = TransformerEngineAttention(None, Positions())
+    assert not attention.state_dict() and not list(attention.parameters())
+
+
+@pytest.mark.parametrize(
+    ("device", "positions", "installed", "expected"),
+    [
+        ("cuda", "rope", True, TransformerEngineAttention),
+        ("cuda", "rope", False, CausalAttention),
+        ("cuda", "alibi", True, CausalAttention),
+        ("cpu", "rope", True, CausalAttention),
+    ],
+)
+def test_the_kernel_is_taken_on_a_gpu_that_has_it(device, positions, installed, expected, monkeypatch):
+    monkeypatch.setattr("megatron_ext.model.gpt.has_transformer_engine", lambda: installed)
+    run = load_run_config(f"{MODEL} {positions}".split(), 1, "model").run
+    attention = layer_spec(run, device).submodules.self_attention.submodules.core_attention
+    assert attention.func is expected
