@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import sentencepiece
@@ -24,7 +25,6 @@ UNK_ID, BOS_ID, EOS_ID, PAD_ID = 0, 1, 2, 3
 _LINE_ENDS = re.compile("[\n\r\t\x00\u2585]+")
 _MAX_LINE_CHARS = 4096
 _MAX_LINE_BYTES = 4 * _MAX_LINE_CHARS  # the trainer leaves out longer lines; no cut line reaches this
-_MIN_DRAWN_LINES = 101
 _NUM_THREADS = 16  # fixed, whatever the machine has: unigram sums depend on it in their last bits
 _JSON_SUFFIXES = {".jsonl", ".json", ".ndjson"}
 
@@ -78,16 +78,13 @@ def train_tokenizer(request: TokenizerRequest) -> TextCounts:
     """
     outputs = [Path(f"{request.output_prefix}.{suffix}") for suffix in ("vocab", "model")]
     _refuse_existing(outputs, request.overwrite)
-    if request.input_sentence_size and request.input_sentence_size < _MIN_DRAWN_LINES:
-        raise TokenizerError(
-            f"--input-sentence-size {request.input_sentence_size} is too small",
-            f"SentencePiece draws at least {_MIN_DRAWN_LINES} lines",
-            "Leave it out to use all lines",
-        )
     paths = expand_inputs(request.inputs)
     counts = TextCounts()
     log.info(f"training {request.settings.model_type} with {request.settings.vocab_size} pieces ...")
-    content = _train(request, text_lines(paths, request.json_keys, counts), counts)
+    lines = text_lines(paths, request.json_keys, counts)
+    if request.input_sentence_size > 0:
+        lines = draw_lines(lines, request.input_sentence_size, request.seed)
+    content = _train(request, lines, counts)
     verify(content, request)
     model = sentencepiece.SentencePieceProcessor(model_proto=content)
     vocabulary = "".join(f"{model.id_to_piece(i)}\t{model.get_score(i):g}\n" for i in range(model.get_piece_size()))
@@ -115,6 +112,24 @@ def text_lines(paths: Sequence[Path], json_keys: Sequence[str], counts: TextCoun
             counts.lines += len(lines)
             counts.characters += sum(map(len, lines))
             yield from lines
+
+
+def draw_lines(lines: Iterable[str], count: int, seed: int) -> Iterator[str]:
+    """At most `count` lines, drawn at random without repetition, in their order; a pure function of the arguments.
+
+    SentencePiece's own drawing differs from run to run whatever its seed is.
+
+    Source: Vitter 1985, "Random sampling with a reservoir", algorithm R.
+    """
+    random = Random(seed)
+    drawn: list[tuple[int, str]] = []
+    for index, line in enumerate(lines):
+        place = index if index < count else random.randrange(index + 1)
+        if index < count:
+            drawn.append((index, line))
+        elif place < count:
+            drawn[place] = (index, line)
+    return iter([line for _, line in sorted(drawn)])
 
 
 def verify(content: bytes, request: TokenizerRequest) -> None:
@@ -182,13 +197,12 @@ def _train(request: TokenizerRequest, lines: Iterator[str], counts: TextCounts) 
         "bos_id": BOS_ID,
         "eos_id": EOS_ID,
         "pad_id": PAD_ID if request.with_pad else -1,
-        "input_sentence_size": request.input_sentence_size,
-        "shuffle_input_sentence": request.input_sentence_size > 0,
+        "input_sentence_size": 0,
+        "shuffle_input_sentence": False,
         "max_sentence_length": _MAX_LINE_BYTES,
         "num_threads": _NUM_THREADS,
         "minloglevel": 2,
     }
-    sentencepiece.set_random_generator_seed(request.seed)
     try:
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, **options)
     except (RuntimeError, OSError, ValueError) as error:
