@@ -13,6 +13,7 @@ from megatron_ext import log
 from megatron_ext.atomic import replace_text
 from megatron_ext.config import Resolved, RunConfig, check_rules, run_config_to_dict
 from megatron_ext.data.datasets import DatasetRequest, Datasets, build_datasets
+from megatron_ext.errors import ConfigError
 from megatron_ext.model.counts import padded_vocab_size, parameter_counts
 from megatron_ext.parallel.world import start_world
 from megatron_ext.platform import select_platform
@@ -144,10 +145,26 @@ def introduce(parts: Components, platform: str) -> None:
         f"tensor parallel {world.grid.tp_size} x pipeline {world.grid.pp_size} x data {world.grid.dp_size}; "
         f"vocabulary {parts.tokenizer.vocab_size} padded to {rows}; {describe_data(parts.datasets)}"
     )
-    if run.checkpoint.save and world.rank == 0:
-        folder = Path(run.checkpoint.save)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / "run_config.yaml", yaml.safe_dump(run_config_to_dict(run), sort_keys=False))
+    if world.rank == 0:
+        make_output_folders(run)
+
+
+def make_output_folders(run: RunConfig) -> None:
+    """Make the folders of --save and --tensorboard-dir, and keep the configuration in the first. Rank 0 only.
+
+    Raises:
+        ConfigError: one cannot be written, which is better known before the first iteration than after it.
+    """
+    save, tensorboard = run.checkpoint.save, None if run.train.skip_train else run.logging.tensorboard_dir
+    for flag, folder in (("--save", save), ("--tensorboard-dir", tensorboard)):
+        try:
+            if folder:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            if flag == "--save" and folder:
+                text = yaml.safe_dump(run_config_to_dict(run), sort_keys=False)
+                replace_text(Path(folder) / "run_config.yaml", text)
+        except OSError as error:
+            raise ConfigError(f"{flag} {folder} cannot be written: {error}", fix="choose another folder") from None
 
 
 def describe_data(datasets: Datasets) -> str:
