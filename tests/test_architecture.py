@@ -310,7 +310,7 @@ def test_unit_tests_mirror_the_folders_of_the_sources():
 
 
 TEXT_SUFFIXES = (".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".cpp", ".h", ".sh", "Makefile", ".ci/run", ".json")
-ABSOLUTE_PATH = re.compile(r"(?<![\w.:/}~-])/(?:home|root|work|workspace|opt|mnt|srv|Users|tmp)/[\w.-]+")
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/}~-])/(?:home|work|workspace|opt|mnt|srv|Users|tmp)/[\w.-]+")
 OUTSIDE_NOTES = re.compile(r"\b(?:DESIGN(?:\.md)?\b(?! of)|(?:shared|reference)/[\w-]+\.md)")
 
 

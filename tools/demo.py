@@ -45,8 +45,8 @@ class Size:
     chinese: bool
 
 
-FULL = Size(corpus_mb=4, vocab_size=8000, train_iters=160, chinese=True)
-QUICK = Size(corpus_mb=0.3, vocab_size=1000, train_iters=8, chinese=False)
+FULL = Size(corpus_mb=4, vocab_size=8000, train_iters=500, chinese=True)
+QUICK = Size(corpus_mb=0.3, vocab_size=1000, train_iters=20, chinese=False)
 
 
 @dataclass(frozen=True)
