@@ -90,7 +90,9 @@ def seed_step(world: World, seed: int, iteration: int) -> None:
     So a resumed run drops what the uninterrupted one drops (law L2) and no generator state is ever saved. Ranks of
     one tensor-parallel group share the default generator and have their own tensor-parallel one, as in Megatron-LM.
     """
-    mixed = (seed * 1_000_003 + iteration) * 1_000_003 + world.at.pp_rank * 10_007 + world.at.dp_rank
+    # places 1009 apart, because megatron-core adds the tensor-parallel rank
+    place = (world.at.pp_rank * 10_007 + world.at.dp_rank) * 1009
+    mixed = (seed * 1_000_003 + iteration) * 1_000_003 + place
     step_seed = mixed % (2**31 - 1)
     torch.manual_seed(step_seed)
     tensor_parallel.model_parallel_cuda_manual_seed(step_seed)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.model.rotary import apply_rotary
+from megatron_ext.platform.cpu import adapt
 from tests.unit.model.textbook import turned
 
 CASES = [(10_000.0, 1.0, 16), (10_000.0, 0.5, 16), (500_000.0, 0.25, 16), (10_000.0, 1.0, 6), (100.0, 0.75, 8)]
@@ -30,6 +31,7 @@ def test_it_is_megatron_cores(base: float, fraction: float, hn: int, dtype: torc
     from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
     from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
+    adapt()  # theirs asks for the current CUDA device
     x = random_heads(hn=hn).to(dtype)
     one = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
     theirs = RotaryEmbedding(hn, fraction, rotary_base=base, use_cpu_initialization=True, cp_group=one)

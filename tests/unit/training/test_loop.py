@@ -15,7 +15,7 @@ import torch.distributed as dist
 import yaml
 
 from megatron_ext.config import load_run_config, run_config_from_dict
-from megatron_ext.errors import MegatronExtError
+from megatron_ext.errors import ConfigError, MegatronExtError
 from megatron_ext.model.counts import parameter_counts
 from megatron_ext.parallel.world import World
 from megatron_ext.training import loop
@@ -32,7 +32,7 @@ from megatron_ext.training.loop import (
     train,
 )
 from megatron_ext.training.metrics import TrainState, read_records
-from megatron_ext.training.stop import StopReason, StopSignals
+from megatron_ext.training.stop import StopConditions, StopReason, StopSignals
 from tests.unit.tiny import TOKENIZER, VOCAB_SIZE, TokenView, tiny_components, tiny_run, write_random_dataset
 
 FLAGS = (
@@ -57,7 +57,7 @@ def prefix(tmp_path: Path) -> str:
 
 
 def start(prefix: str, *flags: object) -> None:
-    pretrain(load_run_config([*FLAGS.split(), "--data-path", prefix, *map(str, flags)], 1))
+    pretrain(load_run_config([*FLAGS.split(), "--data-path", prefix, *map(str, flags)], 1), time.monotonic())
 
 
 class Saves:
@@ -72,7 +72,7 @@ def run_loop(parts: Components, state: TrainState | None = None, received: str |
     state = state or TrainState()
     signals = StopSignals(enabled=False)
     signals.received = received
-    train(parts, state, signals)
+    train(parts, state, StopConditions(parts.run, state.iteration, time.monotonic(), signals))
     return state
 
 
@@ -232,7 +232,7 @@ def test_the_introduction_says_what_runs_and_keeps_the_configuration(
     folder = tmp_path / "new" / "run"
     run = tiny_run("megatron_default", save=str(folder))
     parts = tiny_components(run, world)
-    introduce(parts, SimpleNamespace(run=run), "cpu")
+    introduce(parts, "cpu")
     line = capsys.readouterr().out
     count = sum(parameter.numel() for parameter in parts.models[0].parameters())
     assert count == parameter_counts(run.model, 128, 16).total
@@ -244,8 +244,16 @@ def test_only_rank_0_writes_the_configuration(world: World, tmp_path: Path):
     run = tiny_run(save=str(tmp_path / "run"))
     parts = tiny_components(run, world)
     parts.world = SimpleNamespace(**{**vars(world), "rank": 1})
-    introduce(parts, SimpleNamespace(run=run), "cpu")
+    introduce(parts, "cpu")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["save", "tensorboard_dir"])
+def test_an_output_folder_that_cannot_be_made_is_refused_at_once(flag: str, world: World, tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    parts = tiny_components(tiny_run(**{flag: str(tmp_path / "file" / "run")}), world)
+    with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')} "):
+        introduce(parts, "cpu")
 
 
 def test_views_are_described_by_size():
@@ -284,7 +292,7 @@ class TestPretrain:
     def test_the_batch_of_the_first_start_is_kept_with_the_checkpoint(self, prefix: str, tmp_path: Path):
         """Without --global-batch-size the batch would follow the number of ranks of a later start."""
         flags = FLAGS.replace("--global-batch-size 4", "").split()
-        pretrain(load_run_config([*flags, "--data-path", prefix, "--save", str(tmp_path / "run")], 1))
+        pretrain(load_run_config([*flags, "--data-path", prefix, "--save", str(tmp_path / "run")], 1), time.monotonic())
         [folder] = (tmp_path / "run").glob("iter_*")
         stored = [
             json.loads(path.read_text()) for path in folder.glob("*.json") if "global_batch_size" in path.read_text()

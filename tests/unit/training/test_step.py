@@ -179,10 +179,18 @@ def test_the_seed_of_a_step_is_a_function_of_seed_iteration_and_place(world: Wor
     others = [
         draws(place(), 1235, 7), draws(place(), 1234, 8), draws(place(dp=1), 1234, 7), draws(place(pp=1), 1234, 7),
     ]  # fmt: skip
-    for numbers in zip(base, *zip(*others, strict=True), strict=False):
-        assert numbers
-    assert len({shared for shared, _ in [base, *others]}) == 5
-    assert len({own for _, own in [base, *others]}) == 5
+    assert len({number for pair in (base, *others) for number in pair}) == 10
+
+
+def test_no_rank_drops_what_another_one_drops(world: World, monkeypatch: pytest.MonkeyPatch):
+    """Every rank has its own tensor-parallel generator, also (dp 0, tp 1) and (dp 1, tp 0)."""
+    own = set()
+    for tp in range(4):
+        monkeypatch.setattr("megatron.core.parallel_state._MPU_TENSOR_MODEL_PARALLEL_RANK", tp)
+        for pp in range(2):
+            for dp in range(4):
+                own.add(draws(Coordinates(tp_rank=tp, cp_rank=0, dp_rank=dp, pp_rank=pp), 1, 1)[1])
+    assert len(own) == 4 * 2 * 4
 
 
 def test_no_two_places_or_iterations_share_a_seed(world: World, monkeypatch: pytest.MonkeyPatch):
