@@ -128,9 +128,9 @@ class TestTrain:
 
     def test_it_goes_on_from_a_state(self, world: World):
         view = TokenView()
-        state = run_loop(tiny_components(tiny_run(train_iters=5), world, train=view), TrainState(3, 12, 192))
-        assert (state.iteration, state.consumed_samples) == (5, 20)
-        assert view.seen == [0, 1, 2, 3, 4, 5, 6, 7]
+        state = run_loop(tiny_components(tiny_run(train_iters=5), world, train=view), TrainState(3, 10, 160))
+        assert (state.iteration, state.consumed_samples) == (5, 18)
+        assert view.seen == [10, 11, 0, 1, 2, 3, 4, 5]
 
     def test_a_complete_run_does_not_train_again(self, world: World):
         view = TokenView()
