@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,8 @@ class Tokenizer(ABC):
 
 def batch_of_lists(lists: Sequence[Sequence[int]]) -> EncodedBatch:
     """Join lists of ids into one EncodedBatch."""
-    lengths = np.fromiter((len(ids) for ids in lists), np.int64, len(lists))
-    flat = (index for ids in lists for index in ids)
-    return EncodedBatch(np.fromiter(flat, np.int32, int(lengths.sum())), lengths)
+    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+    return EncodedBatch(np.fromiter(chain.from_iterable(lists), np.int32, int(lengths.sum())), lengths)
 
 
 def read_tokenizer_file(path: Path) -> bytes:

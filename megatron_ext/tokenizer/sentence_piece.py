@@ -36,12 +36,19 @@ class GPTSentencePieceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
         """Ids of several texts; where the type says so, each text that has any ids is begun by bos."""
-        lists = self._model.encode(list(texts), num_threads=1)
-        batch = batch_of_lists(lists)
+        batch = self._encode_plain(list(texts))
         if not self.prepends_bos or self.bos_id is None:
             return batch
         starts = (np.cumsum(batch.lengths) - batch.lengths)[batch.lengths > 0]
         return EncodedBatch(np.insert(batch.ids, starts, self.bos_id), batch.lengths + (batch.lengths > 0))
+
+    def _encode_plain(self, texts: list[str]) -> EncodedBatch:
+        if not hasattr(self._model, "encode_as_numpy"):  # SentencePiece before 0.2.3
+            return batch_of_lists(self._model.encode(texts, num_threads=1))
+        rows = self._model.encode_as_numpy(texts, num_threads=1) if texts else []
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        ids = np.concatenate(rows, dtype=np.int32) if rows else np.empty(0, np.int32)
+        return EncodedBatch(ids, lengths)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; control pieces (bos, eos) give no text."""
