@@ -12,9 +12,11 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from megatron_ext.checkpoint.index import INDEX
-from megatron_ext.checkpoint.storage import load_tensors, save_tensors
+from megatron_ext.checkpoint.storage import TensorPlanner, load_tensors, save_tensors
 from megatron_ext.errors import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("world")
@@ -100,6 +102,18 @@ def test_an_object_in_a_checkpoint_is_not_loaded_even_when_it_is_asked_for(tmp_p
         load_tensors({**sharded(**empty(TENSORS)), "extra": wanted}, tmp_path / "c")
     load_tensors(sharded(**empty(TENSORS)), tmp_path / "c")
     assert not canary.exists()
+
+
+def test_the_planner_unpickles_nothing(tmp_path: Path):
+    """The second lock: should an entry of bytes ever get past the index."""
+    content = io.BytesIO()
+    torch.save(Armed(tmp_path / "canary"), content)
+    content.seek(0)
+    place = MetadataIndex("weight")
+    item = ReadItem(LoadItemType.BYTE_IO, place, torch.Size([0]), place, torch.Size([0]), torch.Size([1]))
+    with pytest.raises(ValueError, match="weight is a pickled object"):
+        TensorPlanner().load_bytes(item, content)
+    assert not (tmp_path / "canary").exists()
 
 
 def test_a_shard_that_is_a_hostile_pickle_is_refused(folder: Path, tmp_path: Path):
