@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ext.checkpoint.manifest import (
@@ -52,6 +52,7 @@ def test_a_whole_folder_has_no_faults(folder: Path):
     assert list(read_manifest(folder)) == ["a.distcp", "empty", "state.json", "tokenizer/t.model"]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_the_checksum_is_sha256(content: bytes):
     import tempfile
@@ -127,6 +128,7 @@ def test_a_name_that_leaves_the_folder_is_refused(folder: Path, name: str):
         read_manifest(folder)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20))
 def test_a_plain_name_never_leaves_the_folder(name: str):
     if is_plain_name(name):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ext.checkpoint.names import (
@@ -28,6 +28,7 @@ def test_megatron_names(tmp_path: Path):
     assert checkpoint_folder(tmp_path, 12345678).name == "iter_12345678"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**12), max_size=8, unique=True))
 def test_every_folder_that_is_written_is_found_again_in_order(iterations: list[int]):
     import tempfile
@@ -59,6 +60,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch:
         saved_iterations(tmp_path)
 
 
+@settings(deadline=None)
 @given(iteration=st.integers(0, 10**17))
 def test_the_tracker_reads_back_what_was_written(iteration: int):
     import tempfile

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ext.checkpoint.record import RECORD, CheckpointRecord, read_record, write_record
@@ -34,7 +34,8 @@ def test_reads_back_what_was_written(tmp_path: Path):
     assert read_record(tmp_path).iteration == 3
 
 
-@given(FLOATS, FLOATS, st.floats(min_value=1e-30, max_value=1.0), st.integers(0, 2**63))
+@settings(deadline=None)
+@given(FLOATS, FLOATS, st.floats(min_value=1e-30, max_value=0.999), st.integers(0, 2**63))
 def test_every_number_reads_back_bit_for_bit(rate: float, scale: float, lr: float, samples: int):
     run = tiny_run().with_values(lr=lr, adam_beta2=lr)
     state = {**COUNTERS, "consumed_samples": samples}

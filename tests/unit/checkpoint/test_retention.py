@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ext.checkpoint.names import checkpoint_folder, saved_iterations
@@ -15,6 +15,7 @@ KEEP = st.none() | st.integers(1, 8)
 INTERVAL = st.none() | st.integers(1, 60)
 
 
+@settings(deadline=None)
 @given(ITERATIONS, KEEP, INTERVAL, st.data())
 def test_laws(iterations: list[int], keep_last: int | None, interval: int | None, data: st.DataObject):
     newest = data.draw(st.sampled_from(iterations))
@@ -35,6 +36,7 @@ def test_laws(iterations: list[int], keep_last: int | None, interval: int | None
         assert len([i for i in kept if i <= newest]) == min(keep_last, len(up_to_newest))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 10), st.integers(1, 40))
 def test_saving_again_and_again_deletes_the_same_as_saving_once(keep_last: int, step: int, saves: int):
     saved: list[int] = []
