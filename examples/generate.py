@@ -22,15 +22,24 @@ def main(argv: list[str]) -> int:
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(args.model, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(args.model, local_files_only=True, dtype=torch.float32).eval()
     torch.manual_seed(args.seed)
     choice = {"do_sample": True, "temperature": args.temperature, "top_p": 0.9} if args.temperature > 0 else {}
     for prompt in args.prompt:
-        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        output = model.generate(**inputs, max_new_tokens=args.max_new_tokens, **({"do_sample": False} | choice))
-        print(f"{prompt} ▸ {tokenizer.decode(output[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)}")
+        # In training a document follows the end-of-document token of the one before; so does a prompt.
+        start = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        ids = torch.tensor([start + tokenizer(prompt)["input_ids"]])
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=args.max_new_tokens,
+            **({"do_sample": False} | choice),
+        )
+        print(f"{prompt} ▸ {tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)}\n")
     return 0
 
 
