@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-
 SECONDS_FOR_RANK_0 = 10.0
 """How long the other ranks outlive a failure that every rank has seen."""
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor, ShardedTensorFactory
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -51,8 +52,10 @@ def load_optimizer_state(
     """
     if isinstance(optimizer, DistributedOptimizer):
         for parameter, tensors in zip(_buffer_order(optimizer), loaded.values(), strict=True):
-            tensors.setdefault("fp32_param", parameter.detach().float())
-        optimizer.load_parameter_state_from_fully_reshardable(loaded)
+            if parameter in optimizer.model_param_group_index_map:
+                owned = _owned_slice(optimizer, parameter)
+                for name, tensor in tensors.items():
+                    _shard(optimizer, parameter, name).copy_(tensor.flatten()[owned])
         return
     for index, entry in enumerate(_entries(model_state)):
         main, moments = _main_and_moments(optimizer, entry.data)
@@ -91,16 +94,59 @@ def set_scaler_state(optimizer: MegatronOptimizer, saved: dict[str, float] | Non
 def _of_distributed(
     optimizer: DistributedOptimizer, model_state: ShardedStateDict, is_loading: bool
 ) -> dict[Any, dict[str, Sharded]]:
-    gathered = optimizer.sharded_param_state_fully_reshardable(model_state, is_loading, metadata={})
-    half = optimizer.config.bf16 or optimizer.config.fp16
-    state = {}
-    for index, tensors in gathered.items():
-        main = tensors.pop("param")
-        if half:
-            key = main.key.replace("optimizer.state.param.", "optimizer.state.fp32_param.", 1)
-            tensors["fp32_param"] = replace(main, key=key)
-        state[index] = tensors
+    """Describe the state of the distributed optimizer in the shape of the model.
+
+    megatron-core 0.16.1 has a function for this, `sharded_param_state_fully_reshardable`; it reads a gathered buffer
+    without padding at offsets with padding, and so mixes up parameters as soon as there are several buckets.
+    """
+    entries = {id(entry.data): entry for entry in _entries(model_state)}
+    state: dict[Any, dict[str, Sharded]] = {index: {} for index, _ in enumerate(_buffer_order(optimizer))}
+    for name in _state_names(optimizer):
+        for index, (parameter, tensor) in enumerate(_whole_tensors(optimizer, name, is_loading)):
+            state[index][name] = _like(entries[id(parameter)], name, tensor)
     return state
+
+
+def _whole_tensors(
+    optimizer: DistributedOptimizer, name: str, is_loading: bool
+) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """Return one state of every parameter, whole, fp32 on the CPU; collective over the data-parallel group.
+
+    Each rank holds a slice of some parameters. The slices are put together by an integer sum of their bits with
+    zeros elsewhere, which is exact.
+    """
+    whole = []
+    for buffer in optimizer.buffers:
+        parameters = list(buffer.param_index_map)
+        sizes = [parameter.numel() for parameter in parameters]
+        bits = torch.zeros(sum(sizes), dtype=torch.int32, device=parameters[0].device)
+        for parameter, piece in zip(parameters, bits.split(sizes), strict=True) if not is_loading else ():
+            if parameter in optimizer.model_param_group_index_map:
+                piece[_owned_slice(optimizer, parameter)] = _shard(optimizer, parameter, name).view(torch.int32)
+        if not is_loading:
+            dist.all_reduce(bits, group=optimizer.data_parallel_group)
+        pieces = bits.cpu().view(torch.float32).split(sizes)
+        whole += [(parameter, piece.view(parameter.shape)) for parameter, piece in zip(parameters, pieces, strict=True)]
+    return whole
+
+
+def _owned_slice(optimizer: DistributedOptimizer, parameter: torch.nn.Parameter) -> slice:
+    """Return which elements of the flat parameter this rank updates."""
+    buffer, dtypes, bucket = optimizer.model_param_gbuf_map[parameter]
+    owned = optimizer.gbuf_ranges[buffer][dtypes][bucket]["param_map"][parameter]["param"]
+    return slice(owned.start, owned.end)
+
+
+def _shard(optimizer: DistributedOptimizer, parameter: torch.nn.Parameter, name: str) -> torch.Tensor:
+    """Return this rank's fp32 slice of one state of a parameter that it updates."""
+    group, order = optimizer.model_param_group_index_map[parameter]
+    main = optimizer.optimizer.param_groups[group]["params"][order]
+    return main.detach() if name == "fp32_param" else optimizer.optimizer.state[main][name]
+
+
+def _state_names(optimizer: MegatronOptimizer) -> tuple[str, ...]:
+    half = optimizer.config.bf16 or optimizer.config.fp16
+    return (*(("fp32_param",) if half else ()), *optimizer.optimizer.state_names)
 
 
 def _main_and_moments(

@@ -52,9 +52,8 @@ def start_world(run: RunConfig, platform: Platform) -> Iterator[World]:
     Every rank calls it. torchrun's RANK, LOCAL_RANK and MASTER_ADDR are read here and nowhere else; without
     torchrun the process is a world of one.
     """
-    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     parallel = run.parallel
-    device = platform.activate(local_rank, parallel.num_threads)
+    device = platform.activate(int(os.environ.get("LOCAL_RANK", "0")), parallel.num_threads)
     timeout = datetime.timedelta(minutes=parallel.distributed_timeout_minutes)
     backend = parallel.distributed_backend or platform.backend
     if "MASTER_ADDR" in os.environ:
@@ -82,8 +81,8 @@ def start_layout(run: RunConfig, platform: Platform) -> Iterator[World]:
         parallel.context_parallel_size,
     )
     device = torch.device("cuda", torch.cuda.current_device()) if platform.name == "cuda" else torch.device("cpu")
-    start_model_parallel(run, platform)
     try:
+        start_model_parallel(run, platform)
         yield World(dist.get_rank(), run.world_size, device, grid)
     finally:
         stop_model_parallel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -30,11 +31,12 @@ def evaluate(parts: Components, split: str = "valid") -> float:
     view = getattr(parts.datasets, split)
     global_batch_size = parts.run.global_batch_size
     batches = evaluation_batches(len(view), global_batch_size, parts.run.train.eval_iters)
-    losses = []
+    loss_sum = counted_tokens = 0.0
     with _evaluation_mode(parts), open_readers(parts, view, 0, lambda _: global_batch_size) as readers:
         for _ in range(batches):
-            losses.append(forward_backward(parts, readers, global_batch_size, forward_only=True))
-    return sum(losses) / len(losses)
+            loss, tokens = forward_backward(parts, readers, global_batch_size, forward_only=True)
+            loss_sum, counted_tokens = loss_sum + loss, counted_tokens + tokens
+    return loss_sum / counted_tokens if counted_tokens else math.nan
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 
@@ -20,6 +21,9 @@ from megatron_ext.training.schedule import set_rates
 Readers = list[Iterator[Batch] | None]
 """One reader per model chunk of this rank; None where the chunk reads no data."""
 
+LossAndTokens = tuple[float, float]
+"""Loss summed over counted tokens, and how many those are; divided only where the last batch has been added."""
+
 
 def train_step(parts: Components, state: TrainState, readers: Readers) -> StepResult:
     """Train on the next global batch. Collective over all ranks.
@@ -37,10 +41,10 @@ def train_step(parts: Components, state: TrainState, readers: Readers) -> StepRe
         chunk.zero_grad_buffer()
     parts.optimizer.zero_grad()
     rate = set_rates(parts.optimizer.param_groups, parts.schedule, state.schedule_step)
-    lm_loss = forward_backward(parts, readers, global_batch_size, forward_only=False)
+    loss_sum, counted_tokens = forward_backward(parts, readers, global_batch_size, forward_only=False)
     updated, grad_norm, num_zeros = parts.optimizer.step()
     return StepResult(
-        lm_loss=lm_loss,
+        lm_loss=loss_sum / counted_tokens if counted_tokens else math.nan,
         learning_rate=rate,
         global_batch_size=global_batch_size,
         num_tokens=global_batch_size * train.seq_length,
@@ -53,8 +57,8 @@ def train_step(parts: Components, state: TrainState, readers: Readers) -> StepRe
     )
 
 
-def forward_backward(parts: Components, readers: Readers, global_batch_size: int, forward_only: bool) -> float:
-    """Run one global batch through the pipeline and return its mean loss per counted token, on every rank.
+def forward_backward(parts: Components, readers: Readers, global_batch_size: int, forward_only: bool) -> LossAndTokens:
+    """Run one global batch through the pipeline and return its summed loss and counted tokens, on every rank.
 
     Collective over all ranks. With `forward_only` no gradients are computed.
     """
@@ -68,11 +72,11 @@ def forward_backward(parts: Components, readers: Readers, global_batch_size: int
         micro_batch_size=train.micro_batch_size,
         forward_only=forward_only,
     )
-    return mean_loss(reports, parts.world)
+    return sum_reports(reports, parts.world)
 
 
-def mean_loss(reports: list[dict[str, torch.Tensor]], world: World) -> float:
-    """Return summed loss / counted tokens over all micro-batches and data-parallel ranks; the same on every rank."""
+def sum_reports(reports: list[dict[str, torch.Tensor]], world: World) -> LossAndTokens:
+    """Return summed loss and counted tokens of all micro-batches and data-parallel ranks; the same on every rank."""
     total = torch.zeros(2, dtype=torch.float64, device=world.device)
     for report in reports:
         total += report["loss and tokens"]
@@ -81,7 +85,7 @@ def mean_loss(reports: list[dict[str, torch.Tensor]], world: World) -> float:
         source = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(total, source, group=parallel_state.get_pipeline_model_parallel_group())
     loss, counted = total.tolist()
-    return loss / counted if counted else float("nan")
+    return loss, counted
 
 
 def seed_step(world: World, seed: int, iteration: int) -> None:

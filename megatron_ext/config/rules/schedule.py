@@ -101,6 +101,14 @@ def weight_decay_schedule_is_complete(run: RunConfig) -> str | None:
 
 
 @rule()
+def distributed_optimizer_is_adam(run: RunConfig) -> str | None:
+    """megatron-core's distributed optimizer keeps Adam's state only."""
+    if run.optim.optimizer == "adam" or not run.parallel.use_distributed_optimizer:
+        return None
+    return f"--optimizer {run.optim.optimizer} does not go with --use-distributed-optimizer, which is for adam"
+
+
+@rule()
 def optimizer_options_fit_the_optimizer(run: RunConfig) -> str | None:
     """Betas belong to adam, a momentum to sgd."""
     if run.optim.optimizer == "adam":

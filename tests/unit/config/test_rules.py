@@ -210,6 +210,11 @@ CASES = {
         {"weight_decay_incr_style": "cosine", "start_weight_decay": 0.1},
         "cosine needs --end-weight-decay",
     ),
+    "distributed_optimizer_is_adam": Case(
+        {"use_distributed_optimizer": True},
+        {"optimizer": "sgd", "use_distributed_optimizer": True},
+        "--use-distributed-optimizer",
+    ),
     "optimizer_options_fit_the_optimizer": Case(
         {"optimizer": "sgd", "sgd_momentum": 0.5}, {"optimizer": "sgd", "adam_beta2": 0.5}, "--adam-beta2 has no effect"
     ),

@@ -16,7 +16,7 @@ from megatron_ext.training.components import Components
 from megatron_ext.training.metrics import StepResult, TrainState
 from megatron_ext.training.readers import open_readers
 from megatron_ext.training.schedule import Schedule, learning_rate, schedule_settings, weight_decay
-from megatron_ext.training.step import forward_backward, mean_loss, parameters_norm, seed_step, train_step
+from megatron_ext.training.step import forward_backward, parameters_norm, seed_step, sum_reports, train_step
 from tests.unit.tiny import TOKENIZER, VOCAB_SIZE, TokenView, tiny_components, tiny_run
 
 
@@ -206,14 +206,10 @@ def test_no_two_places_or_iterations_share_a_seed(world: World, monkeypatch: pyt
     assert all(0 <= seed < 2**31 for seed in seeds)
 
 
-def test_mean_loss_weighs_every_token_alike(world: World):
-    reports = [{"loss and tokens": torch.tensor(pair)} for pair in ([10.0, 2.0], [3.0, 1.0], [0.0, 0.0])]
-    assert mean_loss(reports, world) == pytest.approx(13 / 3)
-
-
-def test_a_batch_without_counted_tokens_has_no_loss(world: World):
-    value = mean_loss([{"loss and tokens": torch.zeros(2)}], world)
-    assert value != value
+def test_losses_and_tokens_of_all_micro_batches_are_summed(world: World):
+    reports = [{"loss and tokens": torch.tensor(pair)} for pair in ([4.0, 1.0], [9.0, 2.0])]
+    assert sum_reports(reports, world) == (13.0, 3.0)
+    assert sum_reports([], world) == (0.0, 0.0)
 
 
 def test_forward_only_leaves_gradients_and_weights(world: World):
