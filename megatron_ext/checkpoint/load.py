@@ -94,11 +94,8 @@ def load_checkpoint(
     """
     record = read_record(folder)
     refuse_other_model(folder, record, run, vocab_size)
-    if optimizer is not None and record.optimizer_step is None:
-        raise CheckpointError(
-            f"{folder} was saved without optimizer state",
-            fix="start from its weights with --finetune, or add --no-load-optim",
-        )
+    if optimizer is not None:
+        refuse_other_optimizer(folder, record, run)
     tensors = load_tensors(training_tensors(models, optimizer, is_loading=True), folder)
     for index, model in enumerate(models):
         model.load_state_dict(tensors[f"model{index}"])
@@ -123,6 +120,29 @@ def refuse_other_model(folder: Path, record: CheckpointRecord, run: RunConfig, v
             f"checkpoint {folder} holds another model: {'; '.join(differing)}",
             fix="give the model settings it was trained with, or another --load",
         )
+
+
+def refuse_other_optimizer(folder: Path, record: CheckpointRecord, run: RunConfig) -> None:
+    """Raise a CheckpointError unless the optimizer state of the checkpoint continues as the run's.
+
+    From half precision to fp32, the weights would silently come from their rounded copies.
+    """
+    if record.optimizer_step is None:
+        raise CheckpointError(
+            f"{folder} was saved without optimizer state",
+            fix="start from its weights with --finetune, or add --no-load-optim",
+        )
+    pairs = [(_precision(record.run), _precision(run)), (record.run.optim.optimizer, run.optim.optimizer)]
+    differing = [f"{there} there, {here} here" for there, here in pairs if there != here]
+    if differing:
+        raise CheckpointError(
+            f"{folder} has the optimizer state of another precision or optimizer: {'; '.join(differing)}",
+            fix="resume with the flags it was saved with, or take its weights alone with --finetune or --no-load-optim",
+        )
+
+
+def _precision(run: RunConfig) -> str:
+    return "--bf16" if run.train.bf16 else "--fp16" if run.train.fp16 else "fp32"
 
 
 def _candidates(root: Path, config: CheckpointConfig) -> list[int]:

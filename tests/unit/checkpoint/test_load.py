@@ -256,11 +256,22 @@ def test_a_checkpoint_without_optimizer_says_so(world: World, tmp_path: Path):
     load_checkpoint(checkpoint_folder(tmp_path, 1), other.run, VOCAB_SIZE, other.models, None)
 
 
-@pytest.mark.parametrize("values", [{"bf16": True}, {"optimizer": "sgd"}])
-def test_another_precision_or_optimizer_is_one_clear_error(world: World, tmp_path: Path, values: dict):
-    save_trained(world, tmp_path, 1)
-    other = components(world, **values)
-    with pytest.raises(CheckpointError, match=r"does not hold this run's tensors: optimizer.*precision and optimizer"):
+@pytest.mark.parametrize(
+    ("saved", "loaded", "difference"),
+    [
+        ({}, {"bf16": True}, "fp32 there, --bf16 here"),
+        # silently, the rounded weights would take the place of the exact ones
+        ({"bf16": True}, {}, "--bf16 there, fp32 here"),
+        ({"fp16": True}, {"bf16": True}, "--fp16 there, --bf16 here"),
+        ({}, {"optimizer": "sgd"}, "adam there, sgd here"),
+    ],
+)
+def test_another_precision_or_optimizer_is_one_clear_error(
+    world: World, tmp_path: Path, saved: dict, loaded: dict, difference: str
+):
+    save_trained(world, tmp_path, 1, **saved)
+    other = components(world, **loaded)
+    with pytest.raises(CheckpointError, match=f"{difference}.*--no-load-optim"):
         load_checkpoint(checkpoint_folder(tmp_path, 1), other.run, VOCAB_SIZE, other.models, other.optimizer)
 
 
