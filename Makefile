@@ -51,7 +51,7 @@ format: install-dev  ## put the sources into the one format
 	$(PY) -m ruff check --fix $(wildcard $(CODE))
 
 bench: install-dev  ## side-by-side measurements, one JSON line each
-	@for file in $(wildcard benchmarks/bench_*.py); do $(PY) $$file || exit 1; done
+	@for file in $(filter-out %/__init__.py,$(wildcard benchmarks/*.py)); do $(PY) $$file || exit 1; done
 
 doctor: install  ## what this machine has, and what to do about it
 	$(PY) tools/doctor.py

