@@ -18,6 +18,13 @@ def has_transformer_engine() -> bool:
     return importlib.util.find_spec("transformer_engine_torch") is not None
 
 
+def describe_kernels() -> str:
+    """Return in one clause which kernels compute, in place of megatron-core's warnings at import."""
+    absent = [] if has_transformer_engine() else ["TransformerEngine"]
+    absent += [] if importlib.util.find_spec("amp_C") is not None else ["NVIDIA's Apex"]
+    return "torch" + (f" ({', '.join(absent)} not installed)" if absent else " and the installed GPU libraries")
+
+
 class TransformerEngineAttention(torch.nn.Module):
     """The causal attention of `CausalAttention`, computed by Transformer Engine; RoPE or no positions.
 

@@ -15,6 +15,7 @@ from megatron_ext.config import Resolved, RunConfig, check_rules, run_config_to_
 from megatron_ext.data.datasets import DatasetRequest, Datasets, build_datasets
 from megatron_ext.errors import ConfigError
 from megatron_ext.model.counts import padded_vocab_size, parameter_counts
+from megatron_ext.model.te_attention import describe_kernels
 from megatron_ext.parallel.world import start_world
 from megatron_ext.platform import select_platform
 from megatron_ext.tokenizer.base import Tokenizer
@@ -143,7 +144,8 @@ def introduce(parts: Components, platform: str) -> None:
     log.info(
         f"training {parameters:,} parameters on {world.world_size} {platform} process(es): "
         f"tensor parallel {world.grid.tp_size} x pipeline {world.grid.pp_size} x data {world.grid.dp_size}; "
-        f"vocabulary {parts.tokenizer.vocab_size} padded to {rows}; {describe_data(parts.datasets)}"
+        f"vocabulary {parts.tokenizer.vocab_size} padded to {rows}; {describe_data(parts.datasets)}; "
+        f"kernels: {describe_kernels()}"
     )
     if world.rank == 0:
         make_output_folders(run)

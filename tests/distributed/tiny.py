@@ -37,6 +37,7 @@ LAYOUTS: dict[int, dict[str, str]] = {
     1: {
         "recompute full": "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
         "recompute selective": "--recompute-granularity selective",
+        "recompute modules": "--recompute-granularity selective --recompute-modules core_attn mlp",
         "micro-batch 1": SINGLE,
         "micro-batch 4": "--micro-batch-size 4",
     },

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megatron_ext.config import load_run_config
+from megatron_ext.model import te_attention
 from megatron_ext.model.attention import CausalAttention, Positions
 from megatron_ext.model.gpt import layer_spec
 from megatron_ext.model.rotary import apply_rotary
@@ -43,6 +44,11 @@ def test_queries_and_keys_are_rotated_before_the_kernel(kernel: None):
     assert torch.equal(attention(q, k, v, None), expected)
     assert attention.kernel.built_with == {"layer_number": 3}
     assert not attention.kernel.training
+
+
+def test_what_is_missing_is_told_in_one_clause(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(te_attention, "has_transformer_engine", lambda: False)
+    assert te_attention.describe_kernels() == "torch (TransformerEngine, NVIDIA's Apex not installed)"
 
 
 def test_the_kernel_adds_nothing_to_checkpoints(kernel: None):
