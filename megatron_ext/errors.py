@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 SECONDS_FOR_RANK_0 = 10.0
-"""How long the other ranks outlive a failure that every rank has seen."""
+"""How long the other ranks wait for rank 0 to tell of a failure that every rank has seen."""
 
 
 class MegatronExtError(Exception):
@@ -52,17 +52,17 @@ class ConversionError(MegatronExtError):
 def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run `main(sys.argv[1:])` as a program and exit with its status.
 
-    A `MegatronExtError` becomes one paragraph on stderr, on rank 0 only (torchrun's RANK; a program started
-    without torchrun is rank 0), and exit status 1 on every rank. Any other exception keeps its traceback.
+    A `MegatronExtError` becomes one paragraph on stderr and exit status 1. When every rank has failed, rank 0 alone
+    tells (torchrun's RANK; a program started without torchrun is rank 0). Any other exception keeps its traceback.
     """
     try:
         status = main(sys.argv[1:]) or 0
     except MegatronExtError as error:
-        if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"error: {error}\n")
-        else:
-            # torchrun ends all ranks as soon as one has failed: let it be rank 0, after it has said why
+        if os.environ.get("RANK", "0") != "0":
+            # torchrun ends all ranks as soon as one has failed: let it be rank 0, after it has said why. Whoever is
+            # still alive then has a failure of its own to tell.
             time.sleep(SECONDS_FOR_RANK_0)
+        sys.stderr.write(f"error: {error}\n")
         status = 1
     except KeyboardInterrupt:
         status = 130

@@ -1,4 +1,4 @@
-"""A user's mistake is one paragraph on rank 0 and status 1 everywhere; a bug keeps its traceback."""
+"""A user's mistake is one paragraph and status 1 everywhere, told by rank 0 first; a bug keeps its traceback."""
 
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ def test_the_three_parts_become_one_paragraph():
     assert str(errors.ConfigError("only this")) == "only this."
 
 
-@pytest.mark.parametrize(("rank", "told"), [(None, True), ("0", True), ("3", False)])
-def test_a_mistake_is_told_once_and_ends_every_rank_with_1(rank, told, monkeypatch, capsys):
+@pytest.mark.parametrize(("rank", "waits"), [(None, False), ("0", False), ("3", True)])
+def test_a_mistake_is_one_line_and_rank_0_comes_first(rank, waits, monkeypatch, capsys):
+    """The others wait before they tell: torchrun ends them in that time when rank 0 has failed as well."""
+    pauses = []
+    monkeypatch.setattr(errors.time, "sleep", lambda seconds: pauses.append((seconds, capsys.readouterr().err)))
     assert run(mistake, monkeypatch, rank) == 1
+    assert pauses == ([(errors.SECONDS_FOR_RANK_0, "")] if waits else [])
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("\n") == int(told)
-    assert ("no .idx file" in captured.err) == told
+    assert captured.err.count("\n") == 1 and "no .idx file" in captured.err
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (7, 7)])

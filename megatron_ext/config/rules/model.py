@@ -26,6 +26,14 @@ def hidden_size_divides_into_heads(run: RunConfig) -> str | None:
     )
 
 
+@rule(needs="hidden_size")
+def feed_forward_block_has_a_width(run: RunConfig) -> str | None:
+    """Megatron's default width with SwiGLU, two thirds of 4h down to a multiple of 64, is nothing for a tiny h."""
+    if run.model.ffn_size > 0:
+        return None
+    return f"--swiglu with --hidden-size {run.model.hidden_size} has no default width: give --ffn-hidden-size"
+
+
 @rule(needs="num_attention_heads num_query_groups")
 def query_heads_divide_into_groups(run: RunConfig) -> str | None:
     """Each key/value head serves equally many query heads."""

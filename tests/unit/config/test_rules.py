@@ -92,6 +92,11 @@ CASES = {
         {"distributed_backend": "gloo", "device": "cpu"}, {"distributed_backend": "nccl", "device": "cpu"}, "nccl needs"
     ),
     "architecture_is_complete": Case({}, {"num_layers": None, "hidden_size": None}, "--num-layers, --hidden-size"),
+    "feed_forward_block_has_a_width": Case(
+        {"swiglu": True, "hidden_size": 16, "num_attention_heads": 4, "ffn_hidden_size": 24},
+        {"swiglu": True, "hidden_size": 16, "num_attention_heads": 4, "ffn_hidden_size": None},
+        "give --ffn-hidden-size",
+    ),
     "hidden_size_divides_into_heads": Case(
         {"hidden_size": 70, "kv_channels": 16}, {"hidden_size": 70}, "give --kv-channels"
     ),
