@@ -45,7 +45,7 @@ class Size:
     chinese: bool
 
 
-FULL = Size(corpus_mb=4, vocab_size=8000, train_iters=500, chinese=True)
+FULL = Size(corpus_mb=4, vocab_size=8000, train_iters=400, chinese=True)
 QUICK = Size(corpus_mb=0.3, vocab_size=1000, train_iters=20, chinese=False)
 
 
