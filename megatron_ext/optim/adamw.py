@@ -7,7 +7,6 @@ the start makes a checkpoint at step 0 the same kind of object as any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,9 +41,9 @@ class AdamW(torch.optim.AdamW):
         del closure
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters:
-                _adamw_update(parameters, self.state, group)
+            with_gradient = [(parameter, parameter.grad) for parameter in group["params"] if parameter.grad is not None]
+            if with_gradient:
+                _adamw_update(with_gradient, self.state, group)
 
 
 class SGD(torch.optim.SGD):
@@ -68,14 +67,16 @@ class SGD(torch.optim.SGD):
         super().step(closure)
 
 
-def _adamw_update(parameters: Iterable[torch.Tensor], state: dict[torch.Tensor, Any], group: dict[str, Any]) -> None:
-    parameters = list(parameters)
+def _adamw_update(
+    with_gradient: list[tuple[torch.Tensor, torch.Tensor]], state: dict[torch.Tensor, Any], group: dict[str, Any]
+) -> None:
+    parameters = [parameter for parameter, _ in with_gradient]
     beta1, beta2 = group["betas"]
     # the fused kernel adds one to each step tensor before it uses it
     steps = [torch.tensor(float(group["step"] - 1), device=parameters[0].device) for _ in parameters]
     adamw(
         parameters,
-        [parameter.grad for parameter in parameters],
+        [gradient for _, gradient in with_gradient],
         [state[parameter]["exp_avg"] for parameter in parameters],
         [state[parameter]["exp_avg_sq"] for parameter in parameters],
         [],

@@ -73,7 +73,8 @@ def parameter_groups(run: RunConfig, chunks: list[DistributedDataParallel]) -> l
 
     The keys besides `params` are those by which megatron-core tells groups apart.
     """
-    decayed, undecayed = [], []
+    decayed: list[torch.nn.Parameter] = []
+    undecayed: list[torch.nn.Parameter] = []
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
             group = undecayed if parameter.dim() == 1 or name.endswith(".bias") else decayed
