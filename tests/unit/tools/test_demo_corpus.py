@@ -129,6 +129,21 @@ def test_the_command_writes_the_same_bytes_twice(tmp_path: Path, archive: Path, 
     assert not list((tmp_path / "one").glob("*.partial"))
 
 
+def test_both_languages_are_spread_over_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A split by position must hold both, also where the limit has cut off the greater part of one language."""
+    chinese = [(f"第{number}个文档，内容不重要，只是足够长。", "review") for number in range(2000)]
+    english = [(f"Document number {number}. {'Some words. ' * 12}", "package") for number in range(400)]
+    monkeypatch.setattr(demo_corpus, "read_chinese", lambda _archive: chinese)
+    monkeypatch.setattr(demo_corpus, "docstrings", lambda _roots: english)
+    demo_corpus.main(["--out", str(tmp_path), "--max-mb", "0.02"])
+    sources = [json.loads(line)["source"] for line in (tmp_path / "corpus.jsonl").read_text("utf-8").splitlines()]
+    share = sources.count("review") / len(sources)
+    quarter = len(sources) // 4
+    for part in range(4):
+        piece = sources[part * quarter : (part + 1) * quarter]
+        assert abs(piece.count("review") / len(piece) - share) < 0.15
+
+
 def test_without_a_network_it_says_so_and_goes_on_in_english(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
