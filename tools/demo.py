@@ -45,7 +45,7 @@ class Size:
     chinese: bool
 
 
-FULL = Size(corpus_mb=4, vocab_size=8000, train_iters=400, chinese=True)
+FULL = Size(corpus_mb=4, vocab_size=8000, train_iters=500, chinese=True)
 QUICK = Size(corpus_mb=0.3, vocab_size=1000, train_iters=20, chinese=False)
 
 
@@ -170,11 +170,12 @@ def closing(out: Path, seconds: float) -> str:
     lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     python = from_root(Path(sys.executable))
     losses = [line["lm_loss"] for line in lines if line.get("lm_loss") is not None]
+    last = losses[-max(1, len(losses) // 20) :]
     return "\n".join(
         (
             "",
-            f"Done in {seconds / 60:.1f} minutes. Loss {losses[0]:.2f} -> {losses[-1]:.2f}"
-            f" over {lines[-1]['consumed_tokens']:,} tokens and {lines[-1]['iteration']} iterations.",
+            f"Done in {seconds / 60:.1f} minutes. Loss {losses[0]:.2f} -> {sum(last) / len(last):.2f}"
+            f" (mean of the last {len(last)} steps) over {lines[-1]['consumed_tokens']:,} tokens and {lines[-1]['iteration']} iterations.",
             f"  the model, for transformers  {out}/hf",
             f"  checkpoints and metrics      {out}/run",
             f"  loss plot                    {out}/loss.png",
