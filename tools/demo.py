@@ -171,11 +171,12 @@ def closing(out: Path, seconds: float) -> str:
     python = from_root(Path(sys.executable))
     losses = [line["lm_loss"] for line in lines if line.get("lm_loss") is not None]
     last = losses[-max(1, len(losses) // 20) :]
+    amount = f"{lines[-1]['consumed_tokens']:,} tokens and {lines[-1]['iteration']} iterations"
     return "\n".join(
         (
             "",
-            f"Done in {seconds / 60:.1f} minutes. Loss {losses[0]:.2f} -> {sum(last) / len(last):.2f}"
-            f" (mean of the last {len(last)} steps) over {lines[-1]['consumed_tokens']:,} tokens and {lines[-1]['iteration']} iterations.",
+            f"Done in {seconds / 60:.1f} minutes. Over {amount}, the loss went from {losses[0]:.2f}"
+            f" to {sum(last) / len(last):.2f} (mean of the last {len(last)} steps).",
             f"  the model, for transformers  {out}/hf",
             f"  checkpoints and metrics      {out}/run",
             f"  loss plot                    {out}/loss.png",

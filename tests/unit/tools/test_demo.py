@@ -84,7 +84,7 @@ def test_the_closing_lines_tell_the_loss_and_the_places(tmp_path: Path):
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = demo.closing(tmp_path, 90)  # twenty steps or fewer: the last one is its own mean
     assert "1.5 minutes" in text
-    assert "9.00 -> 6.50" in text
+    assert "from 9.00 to 6.50" in text
     assert "6,144 tokens" in text
 
 
