@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that start processes on one xdist worker: two torchrun launches at a time starve each other."""
-    for item in items:
-        if item.get_closest_marker("dist") or item.get_closest_marker("e2e"):
-            item.add_marker(pytest.mark.xdist_group("processes"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep tests that start processes on one xdist worker: two launches at a time starve each other.
+
+    On collection, because xdist reads the groups before `pytest_collection_modifyitems` gets here.
+    """
+    if item.get_closest_marker("dist") or item.get_closest_marker("e2e"):
+        item.add_marker(pytest.mark.xdist_group("processes"))
 
 
 @pytest.fixture(scope="session")
