@@ -30,9 +30,8 @@ install-dev: $(VENV)/.installed-dev  ## the same, and what the tests need
 demo: install  ## corpus, tokenizer, training in two layouts, export, generation; results in demo/
 	$(PY) tools/demo.py $(DEMO_ARGS)
 
-# One run, one closing line: tests/conftest.py keeps the tests that start processes on one worker, one after another.
-test: install-dev  ## all tests
-	$(PY) -m pytest -n $(JOBS) --dist loadgroup -m "not gpu" tests $(PYTEST_ARGS)
+# In two runs: the tests that start processes come one after another, because two launches at a time starve each other.
+test: test-unit test-slow  ## all tests
 
 test-unit: install-dev  ## the tests that start no gloo processes
 	$(PY) -m pytest -n $(JOBS) $(FAST) tests $(PYTEST_ARGS)
