@@ -57,6 +57,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
     """
     try:
         status = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
     except MegatronExtError as error:
         if os.environ.get("RANK", "0") != "0":
             # torchrun ends all ranks as soon as one has failed: let it be rank 0, after it has said why. Whoever is
@@ -66,7 +67,10 @@ def run_command(main: Callable[[list[str]], int | None]) -> NoReturn:
         status = 1
     except KeyboardInterrupt:
         status = 130
-    sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader has seen enough (`... | head`); nothing more can be written, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     sys.stderr.flush()
     sys.exit(status)
 

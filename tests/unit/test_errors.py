@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from megatron_ext import errors
@@ -50,6 +53,15 @@ def test_a_keyboard_interrupt_is_130(monkeypatch):
         raise KeyboardInterrupt
 
     assert run(interrupted, monkeypatch) == 130
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    program = "from megatron_ext.errors import run_command; run_command(lambda _: print('line\\n' * 100_000))"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
 
 
 def test_a_bug_is_not_swallowed():
