@@ -62,7 +62,7 @@ LAYOUTS: dict[int, dict[str, str]] = {
     },
 }
 """Processes -> name -> flags. 6 heads are no power of two and do not divide by 4, so tp4 is left to `gqa`."""
-TP4 = {"tp4": f"{TP} 4", "tp4 sp": f"{TP} 4 --sequence-parallel"}
+TP4 = {"tp4": f"{TP} 4"}
 
 
 def write_dataset(prefix: Path, documents: int = 300, seed: int = 0) -> None:
