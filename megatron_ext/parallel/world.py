@@ -30,16 +30,6 @@ class World:
         object.__setattr__(self, "at", self.grid.coordinates(self.rank))
 
     @property
-    def is_first_stage(self) -> bool:
-        """True on ranks of the first pipeline stage (they read tokens)."""
-        return self.at.pp_rank == 0
-
-    @property
-    def is_last_stage(self) -> bool:
-        """True on ranks of the last pipeline stage (they compute the loss)."""
-        return self.at.pp_rank == self.grid.pp_size - 1
-
-    @property
     def is_logging_rank(self) -> bool:
         """True on the last rank: as in Megatron-LM, it knows the loss and writes the logs."""
         return self.rank == self.world_size - 1

@@ -40,7 +40,7 @@ def build_tokenizer(
         raise TokenizerError(
             f"--vocab-size {vocab_size} disagrees with {tokenizer_model}",
             f"The file defines {tokenizer.vocab_size} ids",
-            "Leave --vocab-size out; the vocabulary is padded with --make-vocab-size-divisible-by",
+            f"Give --vocab-size {tokenizer.vocab_size} (a flag wins over a preset's vocab_size), or another tokenizer",
         )
     return tokenizer
 

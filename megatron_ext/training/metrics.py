@@ -34,7 +34,6 @@ class TrainState:
     skipped_samples: int = 0
     skipped_iterations: int = 0
     nan_iterations: int = 0
-    consumed_valid_samples: int = 0
 
     @property
     def schedule_step(self) -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 import zlib
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import megatron_ext
 from megatron_ext import log
@@ -62,7 +61,7 @@ def save_state(parts: Components, state: TrainState) -> None:
         run=run,
         vocab_size=parts.tokenizer.vocab_size,
         state=state.to_dict(),
-        schedule=_settings_of(parts.schedule),
+        schedule=asdict(parts.schedule),
         optimizer_step=optimizer_step(parts.optimizer) if keeps_optimizer else None,
         loss_scaler=scaler_state(parts.optimizer) if keeps_optimizer else None,
         data=describe_order(parts.datasets.train),
@@ -89,10 +88,6 @@ def describe_order(view: View | None) -> dict[str, int]:
         "checksum of the order": zlib.crc32(ids.tobytes()),
         "checksum of the first samples": zlib.crc32(tokens),
     }
-
-
-def _settings_of(schedule: Schedule) -> dict[str, Any]:
-    return dict(vars(replace(schedule)))
 
 
 def _refuse_other_data(folder: Path, record: CheckpointRecord, parts: Components) -> None:

@@ -39,7 +39,7 @@ def test_without_torchrun_a_process_is_a_world_of_one():
     with start_world(tiny_run(), CpuPlatform()) as world:
         assert (world.rank, world.world_size, world.device) == (0, 1, torch.device("cpu"))
         assert world.grid == Grid(1, 1, 1, 1)
-        assert world.is_first_stage and world.is_last_stage and world.is_logging_rank
+        assert world.is_logging_rank
         assert dist.get_backend() == "gloo" and dist.get_world_size() == 1
     assert_nothing_is_left()
 
@@ -110,10 +110,8 @@ def test_under_torchrun_its_variables_say_who_this_is(monkeypatch: pytest.Monkey
         assert (world.rank, world.world_size, asked) == (0, 1, [3])
 
 
-def test_ranks_know_their_stage_and_who_logs():
+def test_ranks_know_their_place_and_who_logs():
     grid = Grid.of_world(8, tp_size=2, pp_size=2)
     worlds = [World(rank, 8, torch.device("cpu"), grid) for rank in range(8)]
-    assert [world.is_first_stage for world in worlds] == [True] * 4 + [False] * 4
-    assert [world.is_last_stage for world in worlds] == [False] * 4 + [True] * 4
     assert [world.is_logging_rank for world in worlds] == [False] * 7 + [True]
     assert all(world.at == grid.coordinates(world.rank) for world in worlds)

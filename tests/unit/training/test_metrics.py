@@ -73,7 +73,7 @@ def test_state_counts_what_was_done():
 
 
 def test_state_survives_a_checkpoint_and_older_ones():
-    state = TrainState(7, 28, 448, 4, 1, 0, 3)
+    state = TrainState(7, 28, 448, 4, 1, 0)
     assert TrainState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
     assert TrainState.from_dict({"iteration": 7, "consumed_samples": 28}) == TrainState(7, 28)
 

@@ -58,7 +58,7 @@ def test_an_empty_load_folder_is_the_beginning_with_a_warning(
 
 def test_every_counter_comes_back(world: World, tmp_path: Path):
     parts = components(world, save=str(tmp_path))
-    state = TrainState(7, 28, 448, 8, 2, 1, 16)
+    state = TrainState(7, 28, 448, 8, 2, 1)
     save_state(parts, state)
     resumed = start_state(components(world, load=str(tmp_path)))
     assert resumed == state
