@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <limits>
 #include <stdexcept>
 
 #include "operations.h"
@@ -12,6 +13,7 @@ namespace py = pybind11;
 
 namespace {
 
+using Int32Array = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
 using Int64Array = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
 using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
@@ -89,6 +91,35 @@ Int64Array gather_tokens(const py::array& tokens, const Int64Array& starts, cons
     throw std::invalid_argument("gather_tokens: tokens must be of an integer type");
 }
 
+template <typename Token>
+py::tuple pack_typed(const Int32Array& ids, const Int64Array& lengths, std::int64_t eod, std::int64_t documents) {
+    py::bytes out(nullptr, (ids.size() + (eod >= 0 ? documents : 0)) * sizeof(Token));
+    Int64Array document_lengths(documents);
+    Token* target = reinterpret_cast<Token*>(PyBytes_AS_STRING(out.ptr()));
+    const std::int32_t* id_data = ids.data();
+    const std::int64_t *length_data = lengths.data(), num_texts = lengths.size();
+    std::int64_t *document_data = document_lengths.mutable_data(), largest = -1;
+    {
+        py::gil_scoped_release release;
+        largest = megatron_ext::pack_tokens<Token>(id_data, length_data, num_texts, eod, target, document_data);
+    }
+    return py::make_tuple(out, document_lengths, largest);
+}
+
+py::tuple pack_tokens(const Int32Array& ids, const Int64Array& lengths, std::int64_t eod, std::int64_t itemsize) {
+    std::int64_t total = 0, documents = 0;
+    for (std::int64_t text = 0; text < lengths.size(); ++text) {
+        if (lengths.data()[text] < 0) throw std::invalid_argument("pack_tokens: a length is negative");
+        total += lengths.data()[text];
+        documents += lengths.data()[text] > 0;
+    }
+    if (total != ids.size()) throw std::invalid_argument("pack_tokens: the lengths do not add up to the number of ids");
+    if (eod > std::numeric_limits<std::int32_t>::max()) throw std::invalid_argument("pack_tokens: eod is too large");
+    if (itemsize == 2) return pack_typed<std::uint16_t>(ids, lengths, eod, documents);
+    if (itemsize == 4) return pack_typed<std::int32_t>(ids, lengths, eod, documents);
+    throw std::invalid_argument("pack_tokens: itemsize is 2 (uint16) or 4 (int32)");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -98,4 +129,5 @@ PYBIND11_MODULE(_native, module) {
     module.def("blend", &blend, py::arg("weights"), py::arg("drawn"), py::arg("start"), py::arg("count"));
     module.def("gather_tokens", &gather_tokens, py::arg("tokens"), py::arg("starts"), py::arg("ends"), py::arg("position"),
                py::arg("count"));
+    module.def("pack_tokens", &pack_tokens, py::arg("ids"), py::arg("lengths"), py::arg("eod"), py::arg("itemsize"));
 }

@@ -25,4 +25,8 @@ template <typename Token>
 void gather_tokens(const Token* tokens, std::int64_t num_tokens, const std::int64_t* starts, const std::int64_t* ends,
                    std::int64_t num_documents, std::int64_t position, std::int64_t count, std::int64_t* out);
 
+template <typename Token>
+std::int64_t pack_tokens(const std::int32_t* ids, const std::int64_t* lengths, std::int64_t num_texts, std::int64_t eod,
+                         Token* out, std::int64_t* document_lengths);
+
 }  // namespace megatron_ext

@@ -1,7 +1,7 @@
 """The data operations: the compiled ones of csrc/, or with one warning their numpy twins, which give the same values.
 
 Functions (shapes, dtypes and formulas are in the twins' docstrings, `megatron_ext/native_numpy.py`):
-`counter_normal`, `permute`, `blend`, `gather_tokens`. `COMPILED` tells which of the two is in use.
+`counter_normal`, `permute`, `blend`, `gather_tokens`, `pack_tokens`. `COMPILED` tells which of the two is in use.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from megatron_ext import log
 
 try:
-    from megatron_ext._native import blend, counter_normal, gather_tokens, permute
+    from megatron_ext._native import blend, counter_normal, gather_tokens, pack_tokens, permute
 
     COMPILED = True
 except ImportError as _error:
-    from megatron_ext.native_numpy import blend, counter_normal, gather_tokens, permute
+    from megatron_ext.native_numpy import blend, counter_normal, gather_tokens, pack_tokens, permute
 
     COMPILED = False
     log.warn_once(
@@ -21,4 +21,4 @@ except ImportError as _error:
         "same values, slower. With a C++ compiler installed, run `make install` to build it."
     )
 
-__all__ = ["COMPILED", "blend", "counter_normal", "gather_tokens", "permute"]
+__all__ = ["COMPILED", "blend", "counter_normal", "gather_tokens", "pack_tokens", "permute"]

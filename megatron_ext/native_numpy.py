@@ -162,6 +162,38 @@ def gather_tokens(tokens: NDArray, starts: Int64Array, ends: Int64Array, positio
     return out
 
 
+def pack_tokens(ids: NDArray[np.int32], lengths: Int64Array, eod: int, itemsize: int) -> tuple[bytes, Int64Array, int]:
+    """The bytes of `.bin` for many texts: empty ones left out, `eod` after each other one, ids narrowed.
+
+    Args:
+        ids: int32 `[t]`, the ids of all texts one after the other.
+        lengths: int64 `[n]`, ids of each text; their sum is t.
+        eod: the end-of-document id, -1 for none.
+        itemsize: 2 stores uint16, 4 stores int32.
+
+    Returns:
+        The bytes, the lengths of the documents int64 `[texts with ids]`, and the largest id (-1 for no documents).
+
+    Raises:
+        ValueError: an id does not fit the stored type; nothing is ever wrapped.
+    """
+    if itemsize not in (2, 4):
+        raise ValueError("pack_tokens: itemsize is 2 (uint16) or 4 (int32)")
+    if np.any(lengths < 0):
+        raise ValueError("pack_tokens: a length is negative")
+    if int(lengths.sum()) != ids.size:
+        raise ValueError("pack_tokens: the lengths do not add up to the number of ids")
+    documents = lengths[lengths > 0]
+    tokens = ids.astype(np.int64)
+    if eod >= 0 and documents.size:
+        tokens = np.insert(tokens, np.cumsum(documents), eod)
+        documents = documents + 1
+    dtype = np.dtype("uint16" if itemsize == 2 else "int32")
+    if tokens.size and (tokens.min() < 0 or tokens.max() > np.iinfo(dtype).max):
+        raise ValueError(f"pack_tokens: ids from {tokens.min()} to {tokens.max()} do not fit {itemsize} bytes")
+    return tokens.astype(dtype).tobytes(), documents, int(tokens.max()) if tokens.size else -1
+
+
 def _mix64_array(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ext.data.loss_mask import loss_mask_path
 from megatron_ext.data.manifest import DatasetManifest, read_manifest
 from megatron_ext.errors import DataError
 
@@ -75,6 +76,7 @@ class IndexedDataset:
         pointers: int64 `[S]`, byte offset of each sequence in `.bin`.
         document_boundaries: int64 `[documents + 1]`, sequence numbers.
         manifest: what the writer said about it, or None for a dataset that Megatron-LM made.
+        loss_mask: uint8 `[t]`, what is learned at each token (codes of loss_mask.py); None when all of them are.
 
     Raises:
         DataError: a file is missing or unreadable, or anything in it contradicts anything else.
@@ -97,6 +99,7 @@ class IndexedDataset:
         self.manifest: DatasetManifest | None = read_manifest(prefix)
         if self.manifest is not None:
             self._check_manifest(self.manifest, len(raw))
+        self.loss_mask: NDArray[np.uint8] | None = self._open_loss_mask()
 
     @property
     def num_sequences(self) -> int:
@@ -183,6 +186,19 @@ class IndexedDataset:
                 f"{idx_path(self.prefix)} describes {self.num_tokens} {self.dtype} tokens, {wanted} bytes",
                 _AGAIN,
             )
+
+    def _open_loss_mask(self) -> NDArray[np.uint8] | None:
+        path = loss_mask_path(self.prefix)
+        expected = path.exists() if self.manifest is None else self.manifest.loss_mask_file is not None
+        if path.exists() != expected:
+            there, said = ("is there", "speaks of none") if path.exists() else ("is missing", "says there is one")
+            raise DataError(f"{path} {there}, but the dataset's manifest {said}", fix=_AGAIN)
+        if not expected:
+            return None
+        mask = _map(path, np.dtype("uint8"))
+        if len(mask) != self.num_tokens:
+            raise DataError(f"{path} has {len(mask)} bytes", f"The dataset has {self.num_tokens} tokens", _AGAIN)
+        return mask
 
     def _check_manifest(self, manifest: DatasetManifest, idx_bytes: int) -> None:
         pairs = (

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatron_ext.errors import DataError
 
 FORMAT = "megatron_ext dataset manifest"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_FRAME = ("format", "format_version", "checksum", "manifest_sha256")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class DatasetManifest:
         records: conservation counts.
         quarantined_by_reason: reason -> number of records.
         inputs: the files read, in order.
+        rows: how records became documents, setting -> value, as the flags of tools/preprocess_data.py name them.
+        shard: (I, N) when this is part I of N of a dataset made on several machines, else None.
+        loss_mask_file: the loss mask's file, None for a dataset that is learned whole.
     """
 
     tool_version: str
@@ -88,16 +92,27 @@ class DatasetManifest:
     inputs: list[InputFacts]
     bin_file: FileFacts
     idx_file: FileFacts
+    rows: dict[str, Any] = field(default_factory=dict)
+    shard: list[int] | None = None
+    loss_mask_file: FileFacts | None = None
 
     @property
     def identity(self) -> str:
-        """Text that differs between datasets with different tokens or document boundaries."""
-        return hashlib.sha256(f"{self.bin_file.sha256} {self.idx_file.sha256}".encode()).hexdigest()
+        """Text that differs between datasets with different tokens, document boundaries or loss masks."""
+        files = (self.bin_file, self.idx_file, self.loss_mask_file)
+        return hashlib.sha256(" ".join(file.sha256 for file in files if file is not None).encode()).hexdigest()
+
+    @property
+    def files(self) -> dict[str, FileFacts]:
+        """Suffix -> facts of each file of the dataset."""
+        files = {".bin": self.bin_file, ".idx": self.idx_file, ".loss_mask": self.loss_mask_file}
+        return {suffix: facts for suffix, facts in files.items() if facts is not None}
 
     def to_json(self) -> str:
-        """The manifest as indented JSON text, keys in a fixed order."""
+        """The manifest as indented JSON text, keys in a fixed order; the last one is the checksum of the others."""
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, "checksum": "sha256", **dataclasses.asdict(self)}
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        own = hashlib.sha256(json.dumps(content, ensure_ascii=True).encode("ascii")).hexdigest()
+        return json.dumps({**content, "manifest_sha256": own}, indent=2, ensure_ascii=False) + "\n"
 
 
 def manifest_path(prefix: str | Path) -> Path:
@@ -113,23 +128,27 @@ def read_manifest(prefix: str | Path) -> DatasetManifest | None:
     """
     path = manifest_path(prefix)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode("utf-8")
+        content = json.loads(text)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise _damaged(path, f"its format field is not {FORMAT!r}")
     if content.get("format_version") != FORMAT_VERSION:
         raise _damaged(path, f"format version {content.get('format_version')}; this program knows {FORMAT_VERSION}")
     try:
-        return _from_dict({k: v for k, v in content.items() if k not in ("format", "format_version", "checksum")})
-    except (TypeError, KeyError) as error:
+        manifest = _from_dict({name: value for name, value in content.items() if name not in _FRAME})
+    except (TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, str(error)) from None
+    if manifest.to_json() != text:
+        raise _damaged(path, "a byte of it was changed: it is not what its checksum says")
+    return manifest
 
 
 def verify_checksums(prefix: str | Path) -> None:
-    """Read both files of a dataset and compare them with the manifest's checksums.
+    """Read all files of a dataset and compare them with the manifest's checksums.
 
     Raises:
         DataError: there is no manifest, or a file's bytes are not the ones that were written.
@@ -137,7 +156,7 @@ def verify_checksums(prefix: str | Path) -> None:
     manifest = read_manifest(prefix)
     if manifest is None:
         raise DataError(f"{prefix} has no manifest to verify it against")
-    for suffix, facts in ((".bin", manifest.bin_file), (".idx", manifest.idx_file)):
+    for suffix, facts in manifest.files.items():
         path = Path(f"{prefix}{suffix}")
         try:
             with path.open("rb") as stream:
@@ -158,6 +177,8 @@ def _from_dict(content: dict[str, Any]) -> DatasetManifest:
     content["inputs"] = [InputFacts(**entry) for entry in content["inputs"]]
     content["bin_file"] = FileFacts(**content["bin_file"])
     content["idx_file"] = FileFacts(**content["idx_file"])
+    if content["loss_mask_file"] is not None:
+        content["loss_mask_file"] = FileFacts(**content["loss_mask_file"])
     return DatasetManifest(**content)
 
 

@@ -58,6 +58,10 @@ class PendingFile:
 
     def finish(self) -> None:
         """Force everything written to disk; nothing can be appended afterwards."""
+        self.sync()
+
+    def sync(self) -> None:
+        """Force everything written so far to disk; more can be appended."""
         try:
             self._stream.flush()
             os.fsync(self._stream.fileno())
@@ -76,6 +80,11 @@ class PendingFile:
             self.partial.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # a full disk refuses the last flush of a file that is gone already
                 self._stream.close()
+
+    def keep(self) -> None:
+        """Close the partial file and leave it where it is, for a run that goes on from it; harmless after `publish`."""
+        with contextlib.suppress(OSError):
+            self._stream.close()
 
     @property
     def sha256(self) -> str:

@@ -142,3 +142,35 @@ def test_without_the_extension_one_warning_and_the_twins():
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("warning:") == 1
     assert "same values, slower" in result.stderr
+
+
+@needs_compiler
+@settings(deadline=None)
+@given(
+    texts=st.lists(st.lists(st.integers(-1, 70000), max_size=5), max_size=6),
+    eod=st.sampled_from([-1, 0, 7, 65535, 65536, 2**31 - 1]),
+    itemsize=st.sampled_from([2, 4]),
+)
+def test_pack_tokens_is_its_twin(texts: list[list[int]], eod: int, itemsize: int):
+    ids = np.array([i for text in texts for i in text], np.int32)
+    lengths = np.array([len(text) for text in texts], np.int64)
+
+    def outcome(module: object) -> object:
+        try:
+            content, documents, largest = module.pack_tokens(ids, lengths, eod, itemsize)  # type: ignore[attr-defined]
+        except ValueError:
+            return "refused"
+        return content, documents.tolist(), largest
+
+    assert outcome(native) == outcome(native_numpy)
+
+
+@pytest.mark.parametrize("module", [pytest.param(native, marks=needs_compiler), native_numpy])
+def test_pack_tokens_lays_documents_end_to_end_and_wraps_nothing(module: object):
+    ids, lengths = np.array([1, 2, 65535], np.int32), np.array([2, 0, 1], np.int64)
+    content, documents, largest = module.pack_tokens(ids, lengths, 9, 2)  # type: ignore[attr-defined]
+    assert np.frombuffer(content, np.uint16).tolist() == [1, 2, 9, 65535, 9]
+    assert (documents.tolist(), largest) == ([3, 2], 65535)
+    for bad in (65536, -1):
+        with pytest.raises(ValueError, match="do not fit 2 bytes"):
+            module.pack_tokens(np.array([bad], np.int32), np.array([1], np.int64), -1, 2)  # type: ignore[attr-defined]

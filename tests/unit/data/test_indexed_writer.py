@@ -92,3 +92,44 @@ def test_without_the_index_nothing_can_be_opened_while_the_old_data_is_replaced(
         writer.publish()
     with pytest.raises(DataError):
         IndexedDataset(tmp_path / "data")
+
+
+def test_a_loss_mask_lies_beside_the_tokens_and_is_read_back(tmp_path: Path):
+    writer = IndexedWriter(tmp_path / "data", np.uint16, with_loss_mask=True)
+    writer.append_document([1, 2, 3], bytes([0, 1, 2]))
+    writer.append_document([], b"")
+    writer.append_document([4], bytes([1]))
+    with pytest.raises(ValueError, match="one code per token"):
+        writer.append_document([5, 6], bytes([1]))
+    with pytest.raises(ValueError, match="one code per token"):
+        writer.append_document([5, 6])
+    writer.finish()
+    writer.publish()
+    store = IndexedDataset(tmp_path / "data")
+    assert store.loss_mask is not None
+    assert (store.tokens.tolist(), store.loss_mask.tolist()) == ([1, 2, 3, 4], [0, 1, 2, 1])
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_data_without_a_mask_takes_the_place_of_data_with_one(tmp_path: Path):
+    for with_mask in (True, False):
+        writer = IndexedWriter(tmp_path / "data", np.uint16, with_mask)
+        writer.append_document([1], b"\x01" if with_mask else None)
+        writer.finish()
+        writer.publish()
+    assert IndexedDataset(tmp_path / "data").loss_mask is None
+
+
+def test_a_mask_of_another_length_is_refused_at_open(tmp_path: Path):
+    write_indexed(tmp_path / "data", [[1, 2]], np.uint16)
+    (tmp_path / "data.loss_mask").write_bytes(b"\x01")
+    with pytest.raises(DataError, match=r"loss_mask has 1 bytes.*2 tokens"):
+        IndexedDataset(tmp_path / "data")
+
+
+def test_many_more_documents_than_one_block_give_megatron_cores_index(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("megatron_ext.data.indexed_writer._BLOCK", 3)
+    documents = [[1] * (index % 4) for index in range(20)]
+    write_indexed(tmp_path / "ours", documents, np.uint16)
+    write_with_core(tmp_path / "core", documents, np.dtype("uint16"))
+    assert (tmp_path / "ours.idx").read_bytes() == (tmp_path / "core.idx").read_bytes()
