@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Preprocessing, side by side: this project against a plain worker pool over megatron-core's IndexedDatasetBuilder.
 
-The plain side reads lines, sends them through `Pool.imap(encode, lines, 32)` to the same number of workers with the
-same SentencePiece model, and hands the lists that come back to the builder: the classic design. Both sides write the
-same text; their .bin and .idx are compared byte for byte before any time counts. Rounds alternate between the sides;
-interpreter start and imports are not timed. Prints one JSON line.
+Cases: `byte-level` (a GPT-2 style tokenizer.json, English), `sentencepiece` (BPE, Chinese and English), and
+`long-document` (one document without a space, in several lengths, both kinds of tokenizer). Both sides read the same
+file and write the same text; .bin and .idx are compared byte for byte before any time counts. Rounds alternate
+between the sides; interpreter start and imports are not timed, forking workers and loading tokenizers in them is.
+Prints one JSON line per case.
 """
 
 from __future__ import annotations
@@ -12,185 +13,165 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
-import resource
+import math
+import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
 
-CHUNK = 32
-VOCAB_SIZE = 8000
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.sides.corpora import documents, train_byte_level, train_sentence_piece, write_corpus
+from benchmarks.sides.measure import measured, run_measured
+
+SIDES = ("plain", "ours")
+KINDS = {"byte-level": "tokenizers", "sentencepiece": "sentencepiece"}
+CASES = (*KINDS, "long-document")
+LONG_MB = (1.25, 2.5, 5.0, 10.0)
 
 
 def main() -> None:
-    """Make corpus and tokenizer if none are given, run both sides in turns, compare, print."""
+    """Make corpora and tokenizers, run both sides of each case in turns, compare, print."""
     options = parse_arguments()
     if options.side:
-        print(json.dumps(measured(SIDES[options.side](options))))
+        print(json.dumps(measured(side_work(options))))
         return
-    with tempfile.TemporaryDirectory(prefix="bench_preprocess_") as folder:
-        options.output = folder
-        options.input = options.input or installed_corpus(Path(folder), options.max_mb)
-        options.tokenizer_model = options.tokenizer_model or trained_tokenizer(options.input, Path(folder))
-        rounds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-        for _ in range(options.rounds):
-            for side in SIDES:
-                rounds[side].append(timed(side, options))
-            refuse_different(Path(folder))
-        size_bytes = Path(options.input).stat().st_size
-    wall, cpu = (
-        {side: statistics.median(times[unit] for times in rounds[side]) for side in SIDES}
-        for unit in ("seconds", "cpu_seconds")
-    )
-    result = {
-        "benchmark": "preprocess",
-        "input_mb": round(size_bytes / 1e6, 2),
-        "workers": options.workers,
-        "rounds": options.rounds,
-        "mb_per_s": {side: round(size_bytes / 1e6 / median, 2) for side, median in wall.items()},
-        "ratio_to_plain_pool": round(wall["plain"] / wall["ours"], 2),
-        "cpu_ratio_to_plain_pool": round(cpu["plain"] / cpu["ours"], 2),
-    }
-    print(json.dumps(result))
+    with tempfile.TemporaryDirectory(prefix="bench_preprocess_", dir=options.folder) as folder:
+        for case in options.case or CASES:
+            if case == "long-document":
+                long_documents(options, Path(folder))
+            else:
+                corpus_case(case, options, Path(folder))
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--input", default=None, help="JSON lines with a text key (default: installed docstrings)")
-    parser.add_argument("--tokenizer-model", default=None, help="a SentencePiece model (default: trained on the input)")
+    parser.add_argument("--case", nargs="+", choices=CASES, default=None, help="cases to run (default: all)")
+    parser.add_argument("--input", default=None, help="JSON lines with a text key (default: made from installed text)")
+    parser.add_argument("--tokenizer-model", default=None, help="the tokenizer's file (default: trained on the input)")
     parser.add_argument("--workers", type=int, default=2, help="worker processes of each side")
-    parser.add_argument("--rounds", type=int, default=3, help="timed runs of each side")
-    parser.add_argument("--max-mb", type=float, default=16.0, help="size of the corpus made when none is given")
-    parser.add_argument("--side", choices=("ours", "plain"), default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each side")
+    parser.add_argument("--size-mb", type=float, default=100.0, help="size of a corpus made here")
+    parser.add_argument("--vocab-size", type=int, default=32000, help="vocabulary of a tokenizer trained here")
+    parser.add_argument("--folder", default=None, help="where temporary files go (a memory disk measures no disk)")
+    parser.add_argument("--side", choices=SIDES, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--kind", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--output", default=None, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def cpu_seconds() -> float:
-    """CPU time of this process and its finished children; on a busy machine it says more than wall time."""
-    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+def corpus_case(case: str, options: argparse.Namespace, folder: Path) -> None:
+    """One corpus through both sides."""
+    corpus, model = make_inputs(case, options, folder)
+    rounds = both_sides(KINDS[case], corpus, model, options, folder)
+    print(json.dumps({"benchmark": f"preprocess {case}", **told(rounds, Path(corpus), options)}))
 
 
-def measured(work: Callable[[], object]) -> dict[str, float]:
-    """Wall and CPU seconds of a piece of work."""
-    start, start_cpu = time.perf_counter(), cpu_seconds()
-    work()
-    return {"seconds": time.perf_counter() - start, "cpu_seconds": cpu_seconds() - start_cpu}
+def long_documents(options: argparse.Namespace, folder: Path) -> None:
+    """One document without a space, in lengths that double: the ratio, and the exponent of time over length."""
+    for case, kind in KINDS.items():
+        corpus, model = make_inputs(case, options, folder)
+        for name, unit in (("letters", "abcdefghijklmnopqrstuvwxyz"), ("one letter", "a"), ("text", spaceless(corpus))):
+            seconds = []
+            for size_mb in LONG_MB:
+                path = folder / "long.jsonl"
+                size = int(size_mb * 1e6)
+                text = (unit * (size // len(unit.encode()) + 1)).encode()[:size].decode("utf-8", "ignore")
+                path.write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+                rounds = both_sides(kind, str(path), model, options, folder)
+                seconds.append(statistics.median(run["seconds"] for run in rounds["ours"]))
+            exponent = math.log(seconds[-1] / seconds[-2]) / math.log(LONG_MB[-1] / LONG_MB[-2])
+            result = {"benchmark": f"preprocess long document, {case}, {name}", **told(rounds, path, options)}
+            print(json.dumps({**result, "exponent_of_time_over_length": round(exponent, 2)}), flush=True)
 
 
-def timed(side: str, options: argparse.Namespace) -> dict[str, float]:
-    """Wall and CPU seconds of one side, in a process of its own."""
-    command = [sys.executable, __file__, "--side", side, "--input", options.input, "--output", options.output]
-    command += ["--tokenizer-model", options.tokenizer_model, "--workers", str(options.workers)]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(result.stdout.splitlines()[-1])
+def spaceless(corpus: str) -> str:
+    """Real text of the corpus with its spaces taken out, about a megabyte."""
+    with open(corpus, encoding="utf-8") as lines:
+        parts = ["".join(json.loads(line)["text"].split()) for line, _ in zip(lines, range(2000), strict=False)]
+    return "".join(parts)
+
+
+def make_inputs(case: str, options: argparse.Namespace, folder: Path) -> tuple[str, str]:
+    """Paths of corpus and tokenizer: those given, or new ones (made once)."""
+    corpus, model = folder / f"{case}.jsonl", folder / f"{case}.model"
+    if not (options.input or corpus.exists()) or not (options.tokenizer_model or model.exists()):
+        chinese = case == "sentencepiece"
+        texts = documents(folder, 9.5 if chinese else 35.0, chinese)  # about all the Chinese there is, as much English
+        write_corpus(texts, corpus, options.size_mb)
+        (train_sentence_piece if chinese else train_byte_level)(texts, model, options.vocab_size)
+    return options.input or str(corpus), options.tokenizer_model or str(model)
+
+
+def both_sides(
+    kind: str, corpus: str, model: str, options: argparse.Namespace, folder: Path
+) -> dict[str, list[dict[str, float]]]:
+    """Timed runs of each side in turns, their outputs compared after each."""
+    command = [sys.executable, __file__, "--kind", kind, "--input", corpus, "--tokenizer-model", model]
+    command += ["--workers", str(options.workers), "--output", str(folder)]
+    rounds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for _ in range(options.rounds):
+        for side in SIDES:
+            rounds[side].append(run_measured([*command, "--side", side]))
+        refuse_different(folder)
+    return rounds
 
 
 def refuse_different(folder: Path) -> None:
     """End the benchmark when the two sides wrote different bytes."""
     for suffix in ("bin", "idx"):
-        digests = {
-            side: hashlib.sha256((folder / f"{side}_text_document.{suffix}").read_bytes()).hexdigest() for side in SIDES
-        }
-        if len(set(digests.values())) != 1:
-            raise SystemExit(f"the .{suffix} files differ: {digests}")
+        paths = [folder / f"{side}_text_document.{suffix}" for side in SIDES]
+        if len({hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}) != 1:
+            raise SystemExit(f"the .{suffix} files differ")
 
 
-def ours(options: argparse.Namespace) -> Callable[[], object]:
-    """This project's preprocessing, ready to start."""
-    from megatron_ext.data.preprocess import PreprocessRequest, preprocess
-
-    request = PreprocessRequest(
-        inputs=(options.input,),
-        output_prefix=f"{options.output}/ours",
-        tokenizer_type="GPTSentencePieceTokenizer",
-        tokenizer_model=options.tokenizer_model,
-        append_eod=True,
-        workers=options.workers,
-        log_interval=10**9,
-        overwrite=True,
-    )
-    return lambda: preprocess(request)
-
-
-class PlainEncoder:
-    """The worker of the plain side: one line to one list of ids."""
-
-    processor: ClassVar[Any]
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-
-    def start(self) -> None:
-        """Load the tokenizer in the worker."""
-        import sentencepiece
-
-        PlainEncoder.processor = sentencepiece.SentencePieceProcessor(model_file=self.model)
-
-    def __call__(self, line: str) -> tuple[list[int], int]:
-        """Ids of one line, its end-of-document id included, and its size."""
-        ids = self.processor.encode(json.loads(line)["text"])
-        ids.append(self.processor.eos_id())
-        return ids, len(line)
+def told(rounds: dict[str, list[dict[str, float]]], corpus: Path, options: argparse.Namespace) -> dict[str, object]:
+    """The figures of one case."""
+    size_mb = corpus.stat().st_size / 1e6
+    ratios = [p["seconds"] / o["seconds"] for p, o in zip(rounds["plain"], rounds["ours"], strict=True)]
+    median = {side: statistics.median(run["seconds"] for run in runs) for side, runs in rounds.items()}
+    return {
+        "input_mb": round(size_mb, 2),
+        "workers": options.workers,
+        "rounds": options.rounds,
+        "mb_per_s": {side: round(size_mb / seconds, 2) for side, seconds in median.items()},
+        "ratio_to_plain_pool": round(statistics.median(ratios), 2),
+        "ratios": [round(min(ratios), 2), round(max(ratios), 2)],
+        "peak_mib": {side: max(run["peak_mib"] for run in runs) for side, runs in rounds.items()},
+        "load": round(os.getloadavg()[0], 1),
+    }
 
 
-def plain(options: argparse.Namespace) -> Callable[[], object]:
-    """The plain pool over megatron-core's builder, ready to start."""
-    import sentencepiece
-    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+def side_work(options: argparse.Namespace) -> Callable[[], object]:
+    """One side's work, ready to start."""
+    prefix = f"{options.output}/{options.side}"
+    if options.side == "ours":
+        from megatron_ext.data.preprocess import PreprocessRequest, preprocess
+        from megatron_ext.data.rows.settings import RowSettings
 
-    vocab_size = sentencepiece.SentencePieceProcessor(model_file=options.tokenizer_model).get_piece_size()
-    prefix = f"{options.output}/plain_text_document"
-    encoder = PlainEncoder(options.tokenizer_model)
-    context = multiprocessing.get_context("fork")
-
-    def work() -> None:
-        builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(vocab_size))
-        with open(options.input, encoding="utf-8") as lines, context.Pool(options.workers, encoder.start) as pool:
-            for ids, _ in pool.imap(encoder, lines, CHUNK):
-                builder.add_document(ids, [len(ids)])
-            pool.close()
-            pool.join()
-        builder.finalize(f"{prefix}.idx")
-
-    return work
-
-
-SIDES = {"plain": plain, "ours": ours}
-
-
-def installed_corpus(folder: Path, max_mb: float) -> str:
-    """The docstrings of the standard library and the installed packages as JSON lines, English only."""
-    tool = Path(__file__).resolve().parent.parent / "tools" / "demo_corpus.py"
-    command = [sys.executable, str(tool), "--out", str(folder), "--max-mb", str(max_mb), "--no-chinese"]
-    subprocess.run(command, check=True, capture_output=True)
-    return str(folder / "corpus.jsonl")
-
-
-def trained_tokenizer(corpus: str, folder: Path) -> str:
-    """A SentencePiece BPE model with byte fallback, trained on the corpus."""
-    import sentencepiece
-
-    with open(corpus, encoding="utf-8") as lines:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(part for line in lines for part in json.loads(line)["text"].split("\n") if part),
-            model_prefix=str(folder / "tokenizer"),
-            vocab_size=VOCAB_SIZE,
-            model_type="bpe",
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            input_sentence_size=200_000,
-            minloglevel=2,
+        types = {"tokenizers": "HuggingFaceTokenizer", "sentencepiece": "GPTSentencePieceTokenizer"}
+        request = PreprocessRequest(
+            inputs=(options.input,),
+            output_prefix=prefix,
+            tokenizer_type=types[options.kind],
+            tokenizer_model=options.tokenizer_model,
+            rows=RowSettings(append_eod=True),
+            workers=options.workers,
+            overwrite=True,
         )
-    return str(folder / "tokenizer.model")
+        return lambda: preprocess(request)
+    from benchmarks.sides.plain_pool import PlainEncoder, plain_preprocess
+    from megatron_ext.tokenizer.build import build_tokenizer
+
+    kind = "HuggingFaceTokenizer" if options.kind == "tokenizers" else "GPTSentencePieceTokenizer"
+    tokenizer = build_tokenizer(kind, options.tokenizer_model)
+    encoder = PlainEncoder(options.kind, options.tokenizer_model, tokenizer.eod_id)
+    return lambda: plain_preprocess(
+        encoder, tokenizer.vocab_size, options.input, f"{prefix}_text_document", options.workers
+    )
 
 
 if __name__ == "__main__":

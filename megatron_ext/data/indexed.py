@@ -132,6 +132,17 @@ class IndexedDataset:
             self.num_tokens if sequence == self.num_sequences else int(self.pointers[sequence]) // self.dtype.itemsize
         )
 
+    def document_offsets(self, first: int, last: int) -> NDArray[np.int64]:
+        """Positions in `tokens` at which documents `first` to `last` begin, int64 `[last - first + 1]`.
+
+        `num_documents` as `last` gives the end of the last one.
+        """
+        sequences = self.document_boundaries[first : last + 1]
+        offsets = np.full(len(sequences), self.num_tokens, np.int64)
+        begun = sequences < self.num_sequences
+        offsets[begun] = self.pointers[sequences[begun]] // self.dtype.itemsize
+        return offsets
+
     def __len__(self) -> int:
         return self.num_sequences
 

@@ -137,17 +137,19 @@ class IndexedWriter:
                 output.finish()
 
     def publish(self) -> None:
-        """Give the finished files their final names, the index last: no reader opens a dataset without it."""
+        """Give the finished files their final names, the index last: no reader opens a dataset without it.
+
+        `discard` then removes the lengths; until then a publication that was cut short can be resumed.
+        """
         self.idx_file.path.unlink(missing_ok=True)
         self._mask_path.unlink(missing_ok=True)
         if self.mask_file is not None:
             self.mask_file.publish()
         self.bin_file.publish()
         self.idx_file.publish()
-        self._lengths.discard()
 
     def discard(self) -> None:
-        """Remove what was written; harmless after `publish`."""
+        """Remove what was not published."""
         for file in self._files:
             file.discard()
 

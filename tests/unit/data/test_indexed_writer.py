@@ -105,6 +105,7 @@ def test_a_loss_mask_lies_beside_the_tokens_and_is_read_back(tmp_path: Path):
         writer.append_document([5, 6])
     writer.finish()
     writer.publish()
+    writer.discard()
     store = IndexedDataset(tmp_path / "data")
     assert store.loss_mask is not None
     assert (store.tokens.tolist(), store.loss_mask.tolist()) == ([1, 2, 3, 4], [0, 1, 2, 1])

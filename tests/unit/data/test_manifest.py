@@ -11,6 +11,7 @@ import pytest
 from megatron_ext.data.indexed import IndexedDataset
 from megatron_ext.data.manifest import DatasetManifest, manifest_path, read_manifest, verify_checksums
 from megatron_ext.data.preprocess import PreprocessRequest, preprocess
+from megatron_ext.data.rows.settings import RowSettings
 from megatron_ext.errors import DataError
 from tests.unit.data.small import write_jsonl
 
@@ -18,7 +19,9 @@ from tests.unit.data.small import write_jsonl
 @pytest.fixture
 def made(tmp_path: Path) -> tuple[str, DatasetManifest]:
     path = write_jsonl(tmp_path / "in.jsonl", ["1 2 3", "", "4"])
-    request = PreprocessRequest((str(path),), str(tmp_path / "out"), "NullTokenizer", vocab_size=10, append_eod=True)
+    request = PreprocessRequest(
+        (str(path),), str(tmp_path / "out"), "NullTokenizer", vocab_size=10, rows=RowSettings(append_eod=True)
+    )
     return f"{tmp_path}/out_text_document", preprocess(request)[0]
 
 

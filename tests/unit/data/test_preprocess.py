@@ -12,9 +12,10 @@ import pytest
 import sentencepiece
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
-from megatron_ext.data import readers
 from megatron_ext.data.indexed import IndexedDataset
 from megatron_ext.data.preprocess import PreprocessRequest, preprocess
+from megatron_ext.data.rows.settings import RowSettings
+from megatron_ext.data.sources.read import read_blocks
 from megatron_ext.errors import DataError
 from tests.unit.data.small import TEXTS, write_jsonl
 from tests.unit.data.test_records import BAD_LINES
@@ -38,7 +39,9 @@ def write_plainly(prefix: Path, texts: list[str], model_file: Path) -> None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers.read_blocks, "__defaults__", (500,))
+    defaults = read_blocks.__defaults__
+    assert defaults is not None
+    monkeypatch.setattr(read_blocks, "__defaults__", (*defaults[:2], 500, *defaults[3:]))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
@@ -51,7 +54,7 @@ def test_bytes_are_megatron_cores_for_any_number_of_workers(workers, small_block
             str(tmp_path / "ours"),
             "GPTSentencePieceTokenizer",
             str(model_file),
-            append_eod=True,
+            rows=RowSettings(append_eod=True),
             workers=workers,
         )
     )
@@ -114,7 +117,11 @@ def test_several_packed_files_and_keys_give_a_dataset_per_key(tmp_path):
     (tmp_path / "0.jsonl").write_bytes(content[0])
     (tmp_path / "1.jsonl.gz").write_bytes(gzip.compress(content[1]))
     request = PreprocessRequest(
-        (f"{tmp_path}/*.jsonl*",), str(tmp_path / "out"), "NullTokenizer", vocab_size=9, json_keys=("a", "b")
+        (f"{tmp_path}/*.jsonl*",),
+        str(tmp_path / "out"),
+        "NullTokenizer",
+        vocab_size=9,
+        rows=RowSettings(json_keys=("a", "b")),
     )
     manifests = preprocess(request)
     a, b = (IndexedDataset(tmp_path / f"out_{key}_document") for key in "ab")
@@ -164,18 +171,8 @@ def test_a_failed_overwrite_leaves_the_old_dataset(tmp_path):
     assert outputs(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("values", [{"workers": 0}, {"log_interval": 0}, {"json_keys": ("a", "a")}])
+@pytest.mark.parametrize("values", [{"workers": 0}, {"log_interval": 0}, {"rows": RowSettings(json_keys=("a", "a"))}])
 def test_impossible_settings_are_refused(values: dict, tmp_path):
     path = write_jsonl(tmp_path / "in.jsonl", ["1"])
     with pytest.raises(DataError):
         preprocess(PreprocessRequest((str(path),), str(tmp_path / "out"), "NullTokenizer", vocab_size=9, **values))
-
-
-def test_the_summary_accounts_for_every_record(tmp_path, capsys):
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(b'{"text": "1"}\n\n{"text": ""}\n')
-    preprocess(PreprocessRequest((str(path),), str(tmp_path / "out"), "NullTokenizer", vocab_size=9, log_interval=1))
-    out = capsys.readouterr().out
-    assert "3 records read = 1 written + 1 quarantined + 1 empty" in out
-    assert "1 blank line" in out
-    assert "Processed 3 documents (" in out

@@ -17,6 +17,8 @@ import pytest
 
 from megatron_ext.data.indexed import IndexedDataset
 from megatron_ext.data.manifest import verify_checksums
+from megatron_ext.data.rows.formats import ROW_FORMATS
+from megatron_ext.data.sources.inputs import FORMATS
 from megatron_ext.errors import ConfigError
 from megatron_ext.tokenizer import TOKENIZER_TYPES
 from tests.unit.data.small import write_jsonl
@@ -42,6 +44,10 @@ def content(prefix: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in prefix.parent.glob(f"{prefix.name}_text_document.*")}
 
 
+def num_lines(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbers = random.Random(0)
@@ -50,45 +56,54 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_run_killed_at_any_moment_leaves_nothing_readable_and_can_be_repeated(workers, corpus, tmp_path, repo_root):
+def test_a_run_killed_again_and_again_and_resumed_gives_the_bytes_of_one_run(workers, corpus, tmp_path, repo_root):
     prefix, complete = tmp_path / "out", tmp_path / "complete" / "out"
-    started = time.monotonic()
-    subprocess.run(
-        command(repo_root, corpus, complete, "--workers", workers),
-        env=environment(repo_root),
-        check=True,
-        capture_output=True,
-    )
-    duration = time.monotonic() - started
-    moments = random.Random(int(workers))
-    killed_midway = 0
+    words = [*command(repo_root, corpus, complete, "--workers", workers)]
+    subprocess.run(words, env=environment(repo_root), check=True, capture_output=True)
+    journal, known_lines = tmp_path / "out.journal", 1
+    moments, killed_midway = random.Random(int(workers)), 0
+    words = command(repo_root, corpus, prefix, "--workers", workers, "--resume", "--commit-seconds", "0")
     for _ in range(4):
         process = subprocess.Popen(
-            command(repo_root, corpus, prefix, "--workers", workers, "--overwrite"),
-            env=environment(repo_root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(moments.uniform(0.3, 0.9) * duration)
+            words, env=environment(repo_root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and num_lines(journal) <= known_lines:  # until it did something of its own
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.1))
         children = psutil.Process(process.pid).children() if process.poll() is None else []
         process.send_signal(signal.SIGKILL)
         process.wait()
-        killed_midway += any(path.name.endswith(".partial") for path in tmp_path.iterdir())
         _, alive = psutil.wait_procs(children, timeout=60)
         assert not alive, "workers outlive the run"
-        if (tmp_path / "out_text_document.idx").exists():  # it was done before the signal came
-            assert {n: c for n, c in content(prefix).items() if n.endswith(("bin", "idx"))} == {
-                n: c for n, c in content(complete).items() if n.endswith(("bin", "idx"))
-            }
-            for path in tmp_path.glob("out_*"):
-                path.unlink()
-        assert not names(tmp_path) - {"complete", "out_text_document.bin"}
+        if journal.exists():  # else it was done before the signal came
+            killed_midway += 1
+            known_lines = num_lines(journal)
+            assert not (tmp_path / "out_text_document.idx").exists()
     assert killed_midway, "no run was killed in the middle: the corpus is too small for this machine"
-    subprocess.run(
-        command(repo_root, corpus, prefix, "--workers", workers, "--overwrite"),
-        env=environment(repo_root), check=True, capture_output=True,
-    )  # fmt: skip
+    last = subprocess.run(words, env=environment(repo_root), check=True, capture_output=True, text=True)
+    assert "resuming after" in last.stdout or "complete already" in last.stdout
     assert content(prefix) == content(complete)
     verify_checksums(f"{prefix}_text_document")
-    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
+    assert names(tmp_path) == {"complete", *content(prefix)}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_unfinished_work_is_not_lost_unasked(corpus, tmp_path, repo_root):
+    words = command(repo_root, corpus, tmp_path / "out", "--workers", "2", "--commit-seconds", "0")
+    process = subprocess.Popen(words, env=environment(repo_root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and num_lines(tmp_path / "out.journal") < 2:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    again = subprocess.run(words, env=environment(repo_root), capture_output=True, text=True)
+    assert again.returncode == 1
+    assert "unfinished work" in again.stderr
+    assert "--resume" in again.stderr
+    other = subprocess.run(
+        [*words, "--resume", "--json-keys", "other"], env=environment(repo_root), capture_output=True, text=True
+    )
+    assert other.returncode == 1
+    assert "another run" in other.stderr
 
 
 def test_bad_lines_end_in_the_quarantine_and_the_status_is_zero(tmp_path, repo_root):
@@ -102,7 +117,7 @@ def test_bad_lines_end_in_the_quarantine_and_the_status_is_zero(tmp_path, repo_r
         timeout=60,
     )
     assert result.returncode == 0, result.stderr
-    assert "6 records read = 2 written + 3 quarantined + 1 empty" in result.stdout
+    assert re.search(r"out_text_document +6 +2 +3 +1 +5 ", result.stdout)
     listed = [json.loads(line)["reason"] for line in (tmp_path / "out.quarantine.jsonl").read_text().splitlines()]
     assert listed == ["lone surrogate", "blank line", "invalid UTF-8"]
     assert [row.tolist() for row in IndexedDataset(tmp_path / "out_text_document")] == [[1, 2, 100], [3, 100]]
@@ -134,8 +149,10 @@ def test_no_torch_is_imported_by_the_work_itself(tmp_path, repo_root):
     assert result.returncode == 0, result.stderr
 
 
-def test_the_tokenizer_types_of_the_flag_are_those_that_exist():
+def test_the_choices_of_the_flags_are_those_that_exist():
     assert preprocess_data._TYPES == TOKENIZER_TYPES
+    assert preprocess_data._FORMATS == FORMATS
+    assert set(preprocess_data._ROW_FORMATS) == set(ROW_FORMATS)
 
 
 @pytest.mark.parametrize("flag", sorted(preprocess_data._REFUSED))

@@ -1,0 +1,1 @@
+"""What several benchmarks share: corpora and tokenizers made here, the plain pool they are compared with, measuring."""
