@@ -61,7 +61,7 @@ class IndexedWriter:
             self.mask_file = self._open(self._mask_path, self.num_tokens, resume) if with_loss_mask else None
             self.idx_file = self._open(idx_path(prefix), 0, None)
         except DataError:
-            self.discard()
+            self.discard() if resume is None else self.keep()
             raise
 
     @property

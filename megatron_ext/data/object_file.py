@@ -11,6 +11,7 @@ program, and no byte of a data file is ever read as a pickle.
 from __future__ import annotations
 
 import os
+import tempfile
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -26,7 +27,7 @@ class ObjectFile:
     """
 
     def __init__(self) -> None:
-        self._descriptor = os.memfd_create("objects")
+        self._descriptor = _unnamed_file()
 
     def write(self, value: object, start: int = 0) -> int:
         """Write an object from byte `start` on and return the byte after its last.
@@ -60,6 +61,13 @@ class ObjectFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _unnamed_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("objects")
+    with tempfile.TemporaryFile() as file:  # a system that is not Linux
+        return os.dup(file.fileno())
 
 
 class _Appending:

@@ -118,6 +118,7 @@ def test_data_without_a_mask_takes_the_place_of_data_with_one(tmp_path: Path):
         writer.append_document([1], b"\x01" if with_mask else None)
         writer.finish()
         writer.publish()
+        writer.discard()
     assert IndexedDataset(tmp_path / "data").loss_mask is None
 
 
