@@ -16,7 +16,7 @@ from tests.source_files import ROOT, Source, python_sources, shipped_sources, tr
 
 TOP_LEVEL = {
     ".ci", ".gitignore", "LICENSE", "Makefile", "README.md", "CHANGELOG.md", "benchmarks", "checkpoint_convert",
-    "configs", "csrc", "examples", "megatron_ext", "pretrain_gpt.py", "pyproject.toml", "requirements", "setup.py",
+    "configs", "csrc", "docs", "examples", "megatron_ext", "pretrain_gpt.py", "pyproject.toml", "requirements", "setup.py",
     "tests", "tools",
 }  # fmt: skip
 

@@ -14,11 +14,12 @@ from megatron_ext.config import load_run_config
 from tests.source_files import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = "\n".join([README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))])
 
 
 def commands() -> list[str]:
-    """Every command of the README's bash blocks, continuation lines joined, comments dropped."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)
+    """Every command in the bash blocks of README and docs, continuation lines joined, comments dropped."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGES, re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [re.sub(r"\s+", " ", line.partition(" #")[0]).strip() for line in lines if line.strip()]
 

@@ -1,4 +1,4 @@
-"""Pack finished datasets into blocks: one document of the output is one training sample of at most --seq-length tokens.
+r"""Pack finished datasets into blocks: one document of the output is one training sample of at most --seq-length tokens.
 
 Example:
     python tools/pack_dataset.py --method first-fit --input data/chat_text_document data/code_text_document \
@@ -25,7 +25,7 @@ _LONG_DOCUMENTS = ("cut", "refuse", "drop")
 
 def make_parser() -> CommandParser:
     """The flags of the command; one that is not given is None, so that none is accepted and ignored."""
-    parser = CommandParser(__doc__.splitlines()[0])
+    parser = CommandParser(__doc__)
     parser.formatter_class = argparse.HelpFormatter
     parser.add_argument("--method", choices=_METHODS, required=True, help="the packing rule")
     parser.add_argument("--input", nargs="+", required=True, metavar="PREFIX", help="datasets, without suffix")

@@ -1,4 +1,4 @@
-"""Tokenize raw text into Megatron's .bin/.idx: any corpus in, one dataset per key out, with a manifest.
+r"""Tokenize raw text into Megatron's .bin/.idx: any corpus in, one dataset per key out, with a manifest.
 
 Examples:
     python tools/preprocess_data.py --input corpus.jsonl --output-prefix data/corpus \
@@ -6,7 +6,7 @@ Examples:
 
     # everything below a folder, in shards on many machines; each command may be killed and typed again
     python tools/preprocess_data.py --input corpus/ --output-prefix data/corpus --shard 3/16 --resume ...
-    python tools/merge_datasets.py --shards data/corpus --output-prefix data/corpus
+    python tools/merge_datasets.py --shards data/corpus
 
     # chat rows: only the answers are learned
     python tools/preprocess_data.py --input chats.jsonl --row-format conversations --chat-template chatml ...
@@ -15,7 +15,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_ext.data.command_flags import CommandParser
 from megatron_ext.errors import DataError, run_command
@@ -65,7 +65,7 @@ _ROW_FORMATS = (
 
 def make_parser() -> CommandParser:
     """The flags, with Megatron-LM's names where it has them."""
-    parser = CommandParser(__doc__.splitlines()[0], _REFUSED)
+    parser = CommandParser(__doc__, _REFUSED)
     _add_input(parser.add_argument_group("input"))
     _add_rows(parser.add_argument_group("rows: what one record is, and what of it is learned"))
     _add_fim(parser.add_argument_group("fill-in-the-middle"))
@@ -99,6 +99,9 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
 
 def _add_rows(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--row-format", choices=_ROW_FORMATS, default="text", help="what the records hold")
+    group.add_argument(
+        "--explain-rows", action=_ExplainRows, help="print row formats, templates and label rules, and exit"
+    )
     group.add_argument("--json-keys", nargs="+", default=[], help="text columns, a dataset each (default: text)")
     group.add_argument(
         "--field", nargs="+", default=[], metavar="NAME=COLUMN", help="columns that have other names in this corpus"
@@ -130,6 +133,17 @@ def _add_rows(group: argparse._ArgumentGroup) -> None:
         default="cut",
         help="what becomes of longer ones; dropped are quarantined",
     )
+
+
+class _ExplainRows(argparse.Action):
+    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        from megatron_ext.data.rows.describe import describe_forms
+
+        print(describe_forms())
+        parser.exit()
 
 
 def _add_fim(group: argparse._ArgumentGroup) -> None:

@@ -1,4 +1,4 @@
-"""Train a SentencePiece tokenizer on raw text: JSON lines or plain text in, PREFIX.model and PREFIX.vocab out.
+r"""Train a SentencePiece tokenizer on raw text: JSON lines or plain text in, PREFIX.model and PREFIX.vocab out.
 
 Example:
     python tools/train_tokenizer.py --input corpus.jsonl --output-prefix tokenizer --preset llama2 --vocab-size 8000
@@ -27,7 +27,7 @@ def make_parser() -> CommandParser:
     """The flags; those of SentencePiece have its names, and their defaults come from the preset."""
     from megatron_ext.tokenizer.presets import PRESETS
 
-    parser = CommandParser((__doc__ or "").splitlines()[0], {})
+    parser = CommandParser(__doc__ or "")
     parser.formatter_class = argparse.HelpFormatter
     data = parser.add_argument_group("text")
     data.add_argument(

@@ -14,14 +14,12 @@ class CommandParser(argparse.ArgumentParser):
     """An argument parser that raises ConfigError, and refuses some flags with their reason.
 
     Args:
-        description: shown by --help.
+        description: shown by --help as it is written: a command's docstring with its examples.
         refused: flag -> why it does not exist here.
     """
 
     def __init__(self, description: str, refused: Mapping[str, str] | None = None) -> None:
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        super().__init__(description=description.strip(), allow_abbrev=False, formatter_class=_HelpFormatter)
         for flag, reason in (refused or {}).items():
             self.add_argument(flag, action=_Refuse, nargs="*", help=argparse.SUPPRESS, const=reason)
 
@@ -38,6 +36,14 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of printing the usage."""
         raise ConfigError(message, fix="See --help")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Examples keep their lines, and only defaults that say something are shown."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default is None or action.default is False or action.default in ([], ())
+        return action.help if says_nothing else super()._get_help_string(action)
 
 
 class _Refuse(argparse.Action):

@@ -37,3 +37,15 @@ def test_wrong_values_are_refused(parser: CommandParser):
 
 def test_refused_flags_are_not_advertised(parser: CommandParser):
     assert "--partitions" not in parser.format_help()
+
+
+def test_examples_keep_their_lines_and_empty_defaults_are_not_told():
+    parser = CommandParser("A command.\n\nExamples:\n    first line\n    second line\n")
+    parser.add_argument("--model", default=None, help="a file")
+    parser.add_argument("--fast", action="store_true", help="less work")
+    parser.add_argument("--workers", type=int, default=3, help="processes")
+    text = parser.format_help()
+    assert "    first line\n    second line\n" in text
+    assert "None" not in text
+    assert "False" not in text
+    assert "processes (default: 3)" in text
