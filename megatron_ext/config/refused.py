@@ -151,8 +151,8 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "--data-args-path --per-split-data-args-path",
     ),
     (
-        "the causal mask is never materialised and documents are not isolated yet; see --eod-mask-loss",
-        "--reset-attention-mask --no-create-attention-mask-in-dataloader",
+        "attention masks are described, never materialised; see --reset-attention-mask",
+        "--no-create-attention-mask-in-dataloader",
     ),
     ("fill-in-the-middle is not supported", "--fim-*"),
     ("this project pretrains; export the model and fine-tune it with the tool you like", "--sft*"),

@@ -106,6 +106,7 @@ class BlendView(View):
         self.seq_length = views[0].seq_length
         self.num_tokens = sum(view.num_tokens for view in views)
         self.remainder_tokens = sum(view.remainder_tokens for view in views)
+        self.has_loss_mask = any(view.has_loss_mask for view in views)
 
     def __len__(self) -> int:
         """Samples of all datasets together, or the size given."""
@@ -123,6 +124,11 @@ class BlendView(View):
         """The tokens of one sample, int64 `[seq_length + 1]`."""
         dataset, local = divmod(int(sample_id), 1 << _LOCAL_BITS)
         return self._views[dataset][local]
+
+    def loss_mask(self, sample_id: int) -> NDArray[np.uint8] | None:
+        """What is learned at each token of one sample, uint8 `[seq_length + 1]`; None for a dataset without a mask."""
+        dataset, local = divmod(int(sample_id), 1 << _LOCAL_BITS)
+        return self._views[dataset].loss_mask(local)
 
     def _ids(self, start: int, count: int) -> Int64Array:
         datasets, places = self._index.places(start, count)

@@ -12,12 +12,13 @@ import numpy as np
 
 from megatron_ext import log
 from megatron_ext.data.blend import BlendView, normalize, parse_blend
+from megatron_ext.data.document_samples import DocumentView
 from megatron_ext.data.indexed import IndexedDataset
 from megatron_ext.data.megatron_order import MegatronOrder, MegatronView
 from megatron_ext.data.order import PermutedOrder, SequentialOrder, order_key
 from megatron_ext.data.order_file import FileOrder
 from megatron_ext.data.split import SPLIT_NAMES, Span, span_of, split_bounds
-from megatron_ext.data.views import View, WindowView
+from megatron_ext.data.views import OrderedView, View, WindowView
 from megatron_ext.errors import DataError
 
 if TYPE_CHECKING:
@@ -104,18 +105,17 @@ class _Builder:
     def build(self, part: _Part) -> View:
         if self._request.data.dataset_order == "megatron":
             return self._build_megatron(part)
-        views = [self._window(part, place) for place in range(len(part.prefixes))]
+        views = [self._ordered(part, place) for place in range(len(part.prefixes))]
         if len(views) == 1:
             return views[0]
         if part.weights is None:
             return BlendView(views, normalize([len(view) for view in views]))
         return BlendView(views, _twice_normalized(part.weights))
 
-    def _window(self, part: _Part, place: int) -> View:
+    def _ordered(self, part: _Part, place: int) -> View:
         request, prefix = self._request, part.prefixes[place]
         store = self._open(prefix)
-        span = self._span(part, store)
-        view = WindowView(store, span, request.seq_length, self._unchecked_vocab_size(store))
+        view = self._samples(store, self._span(part, store))
         order = request.data.dataset_order
         if order == "sequential":
             return view.ordered_by(SequentialOrder(len(view)))
@@ -128,6 +128,14 @@ class _Builder:
                 )
             return view.ordered_by(FileOrder(Path(order), view.target))
         return view.ordered_by(PermutedOrder(len(view), order_key(request.seed, part.name, place, store.identity)))
+
+    def _samples(self, store: IndexedDataset, span: Span) -> OrderedView:
+        data, seq_length, tokenizer = self._request.data, self._request.seq_length, self._request.tokenizer
+        unchecked = self._unchecked_vocab_size(store)
+        pad_id = tokenizer.eod_id if tokenizer.pad_id is None else tokenizer.pad_id
+        if data.dataset_packing == "documents":
+            return DocumentView(store, span, seq_length, pad_id, unchecked)
+        return WindowView(store, span, seq_length, unchecked, pad_id if data.pad_last_sample else None)
 
     def _build_megatron(self, part: _Part) -> View:
         """The cases of megatron-core 0.16.1's BlendedMegatronDatasetBuilder, with its numbers of samples."""

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from megatron_ext.data.loss_mask import LEARNED, LEARNED_AS_EOD, NOT_LEARNED
 from megatron_ext.data.sampler import micro_batch_ids
 from megatron_ext.data.views import View
 from megatron_ext.native_numpy import Int64Array
+
+Sample = tuple[Int64Array, NDArray[np.uint8] | None]
+"""Tokens int64 `[s + 1]` and what is learned at each of them, uint8 `[s + 1]`; None for all of them."""
+Rows = tuple[Int64Array, NDArray[np.uint8] | None]
+"""The samples of a micro-batch: tokens int64 `[b, s + 1]` and their loss mask, uint8 `[b, s + 1]`, or None."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class LoaderConfig:
         eod_id: the id that ends a document.
         eod_mask_loss: no loss where the input token is `eod_id`.
         reset_position_ids: positions begin again after each `eod_id`.
+        document_starts: say for each token where its document begins, for attention that needs to know.
     """
 
     micro_batch_size: int
@@ -35,12 +43,14 @@ class LoaderConfig:
     eod_id: int | None = None
     eod_mask_loss: bool = False
     reset_position_ids: bool = False
+    document_starts: bool = False
 
 
 class MicroBatches:
     """Endless iterator over this rank's micro-batches, from one sample of the stream on. Rank-local.
 
-    Each item: tokens int64 `[b, s]`, labels int64 `[b, s]`, loss_mask float32 `[b, s]`, position_ids int64 `[b, s]`.
+    Each item: tokens int64 `[b, s]`, labels int64 `[b, s]`, loss_mask float32 `[b, s]`, position_ids int64 `[b, s]`,
+    and document_starts int64 `[b, s]` where asked for.
 
     Args:
         view: the samples.
@@ -55,14 +65,14 @@ class MicroBatches:
     ) -> None:
         self._config = config
         self._loader: DataLoader | None = DataLoader(
-            _Samples(view),
+            _MaskedSamples(view) if view.has_loss_mask else _Samples(view),
             batch_sampler=_Batches(view, start_sample, global_batch_size, config),  # type: ignore[arg-type]
             num_workers=config.num_workers,
-            collate_fn=np.stack,
+            collate_fn=stack_samples if view.has_loss_mask else _stack_tokens,
             multiprocessing_context="fork" if config.num_workers else None,
             generator=torch.Generator(),  # else opening a loader would draw from the training's own generator
         )
-        self._rows: Iterator[Int64Array] | None = None
+        self._rows: Iterator[Rows] | None = None
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         return self
@@ -77,7 +87,8 @@ class MicroBatches:
             raise StopIteration
         if self._rows is None:
             self._rows = iter(self._loader)
-        return to_batch(torch.from_numpy(next(self._rows)), self._config)
+        rows, mask = next(self._rows)
+        return to_batch(torch.from_numpy(rows), self._config, None if mask is None else torch.from_numpy(mask))
 
     def close(self) -> None:
         """End the reading processes; nothing can be read afterwards."""
@@ -88,30 +99,70 @@ class MicroBatches:
         self._loader = None
 
 
-def to_batch(rows: torch.Tensor, config: LoaderConfig) -> dict[str, torch.Tensor]:
+def stack_samples(samples: list[Sample]) -> Rows:
+    """Join samples and masks of a micro-batch; a sample without a mask is learned whole."""
+    rows = np.stack([tokens for tokens, _ in samples])
+    whole = np.full(rows.shape[1], LEARNED, np.uint8)
+    return rows, np.stack([whole if mask is None else mask for _, mask in samples])
+
+
+def to_batch(rows: torch.Tensor, config: LoaderConfig, learned: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """Tokens, labels, loss mask and positions of a micro-batch.
+
+    Position j predicts token j + 1, so what the data says about learning token j + 1 decides the weight of position
+    j, and `eod_mask_loss` (which goes by the input token) only takes weight away. Where LEARNED_AS_EOD stands the
+    label is `eod_id`; the token that is read stays what it is.
 
     Args:
         rows: int64 `[b, s + 1]`.
         config: the masks wanted.
+        learned: uint8 `[b, s + 1]`, codes of loss_mask.py; None when every token is learned.
 
     Returns:
-        tokens, labels, position_ids int64 and loss_mask float32, all `[b, s]`.
+        tokens, labels, position_ids int64 and loss_mask float32, all `[b, s]`; with `config.document_starts` also
+        document_starts int64 `[b, s]`, the place in the row at which each token's document begins. A document ends
+        with its `eod_id`.
 
     Source: megatron-core 0.16.1, gpt_dataset.py, _get_ltor_masks_and_position_ids.
     """
     tokens, labels = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-    is_eod = tokens == config.eod_id if config.eod_id is not None else torch.zeros_like(tokens, dtype=torch.bool)
-    loss_mask = torch.ones(tokens.shape, dtype=torch.float32)
+    if learned is None:
+        loss_mask = torch.ones(tokens.shape, dtype=torch.float32)
+    else:
+        loss_mask = (learned[:, 1:] != NOT_LEARNED).to(torch.float32)
+        labels = _with_ends(labels, learned[:, 1:] == LEARNED_AS_EOD, config.eod_id)
+    position_ids = torch.arange(tokens.shape[1], dtype=torch.int64).expand(tokens.shape).clone()
+    batch = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
+    if config.eod_id is not None and (config.eod_mask_loss or config.reset_position_ids or config.document_starts):
+        _apply_ends(batch, tokens == config.eod_id, config)
+    return batch
+
+
+def _apply_ends(batch: dict[str, torch.Tensor], is_eod: torch.Tensor, config: LoaderConfig) -> None:
+    """Change `batch` where documents end, bool `[b, s]`, as `config` asks."""
     if config.eod_mask_loss:
-        loss_mask[is_eod] = 0.0
-    places = torch.arange(tokens.shape[1], dtype=torch.int64).expand(tokens.shape)
-    position_ids = places.clone()
-    if config.reset_position_ids:
-        begins = torch.zeros_like(tokens)
+        batch["loss_mask"][is_eod] = 0.0
+    if config.reset_position_ids or config.document_starts:
+        places = batch["position_ids"]
+        begins = torch.zeros_like(places)
         begins[:, 1:] = torch.where(is_eod[:, :-1], places[:, 1:], 0)
-        position_ids -= torch.cummax(begins, dim=1).values
-    return {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
+        starts = torch.cummax(begins, dim=1).values
+        if config.reset_position_ids:
+            batch["position_ids"] = places - starts
+        if config.document_starts:
+            batch["document_starts"] = starts
+
+
+def _with_ends(labels: torch.Tensor, is_end: torch.Tensor, eod_id: int | None) -> torch.Tensor:
+    """`labels` with `eod_id` where `is_end`."""
+    if not is_end.any():
+        return labels
+    assert eod_id is not None, "data that teaches the end of a document needs its id"
+    return labels.masked_fill(is_end, eod_id)
+
+
+def _stack_tokens(samples: list[Int64Array]) -> Rows:
+    return np.stack(samples), None
 
 
 class _Samples(Dataset):
@@ -122,6 +173,16 @@ class _Samples(Dataset):
 
     def __getitem__(self, sample_id: int) -> Int64Array:
         return self._view[sample_id]
+
+
+class _MaskedSamples(Dataset):
+    """A view with a loss mask, in the same way."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def __getitem__(self, sample_id: int) -> Sample:
+        return self._view[sample_id], self._view.loss_mask(sample_id)
 
 
 class _Batches:

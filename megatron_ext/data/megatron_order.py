@@ -61,6 +61,7 @@ class MegatronView(View):
     ) -> None:
         self._store = store
         self._max_vocab_size = max_vocab_size
+        self.has_loss_mask = store.loss_mask is not None
         self.seq_length = order.seq_length
         self.num_tokens = int(store.lengths[span.first : span.last].sum(dtype=np.int64))
         require_one_sample(store.prefix, self.num_tokens, self.seq_length)
@@ -84,10 +85,19 @@ class MegatronView(View):
 
     def __getitem__(self, sample_id: int) -> Int64Array:
         """The tokens of one sample, int64 `[seq_length + 1]`."""
-        position = int(self._shuffle[sample_id]) * self.seq_length
-        sample = native.gather_tokens(self._store.tokens, self._starts, self._ends, position, self.seq_length + 1)
+        sample = self._gather(self._store.tokens, sample_id)
         check_vocabulary(sample, self._max_vocab_size, self._store.prefix)
         return sample
+
+    def loss_mask(self, sample_id: int) -> NDArray[np.uint8] | None:
+        """What is learned at each token of one sample, uint8 `[seq_length + 1]`; None when all of them are."""
+        mask = self._store.loss_mask
+        return None if mask is None else self._gather(mask, sample_id).astype(np.uint8)
+
+    def _gather(self, values: NDArray, sample_id: int) -> Int64Array:
+        """One sample's part of an array that has a value per token of the dataset."""
+        position = int(self._shuffle[sample_id]) * self.seq_length
+        return native.gather_tokens(values, self._starts, self._ends, position, self.seq_length + 1)
 
 
 def build_indices(span: Span, order: MegatronOrder, tokens_per_epoch: int) -> tuple[NDArray[np.int32], NDArray]:

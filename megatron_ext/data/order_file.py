@@ -32,7 +32,7 @@ _MAKE_AGAIN = "Make the order file again for this data"
 
 @dataclass(frozen=True)
 class OrderTarget:
-    """What sample ids mean: window i of these sequences, cut to this length.
+    """What sample ids mean: window i of these sequences, cut to this length, or one of the sequences themselves.
 
     Attributes:
         dataset: identity of the dataset (IndexedDataset.identity).
@@ -40,6 +40,7 @@ class OrderTarget:
         last_sequence: one past the last sequence of the split.
         seq_length: tokens in a sample, without the one label more.
         num_samples: samples in one epoch; ids are 0 .. num_samples-1.
+        packing: what a sample is, the value of --dataset-packing; a file that does not say so is about windows.
     """
 
     dataset: str
@@ -47,6 +48,7 @@ class OrderTarget:
     last_sequence: int
     seq_length: int
     num_samples: int
+    packing: str = "stream"
 
 
 def write_order_file(path: Path, sample_ids: ArrayLike, target: OrderTarget, made_by: Mapping[str, Any]) -> None:
@@ -158,12 +160,14 @@ def _map_ids(path: Path, header: dict[str, Any], offset: int) -> Int64Array:
 def _check_target(path: Path, header: dict[str, Any], target: OrderTarget) -> None:
     said = header.get("target")
     said = said if isinstance(said, dict) else {}
-    for name, wanted in dataclasses.asdict(target).items():
-        if said.get(name) != wanted:
+    for field in dataclasses.fields(target):
+        wanted, default = getattr(target, field.name), None if field.default is dataclasses.MISSING else field.default
+        found = said.get(field.name, default)
+        if found != wanted:
             raise DataError(
-                f"the order file {path} was made for other data: its {name} is {said.get(name)}",
+                f"the order file {path} was made for other data: its {field.name} is {found}",
                 f"This run's is {wanted}",
-                _MAKE_AGAIN + ", or give the --data-path, --split and --seq-length it was made for",
+                _MAKE_AGAIN + ", or give the --data-path, --split, --seq-length and --dataset-packing it was made for",
             )
 
 

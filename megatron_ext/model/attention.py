@@ -1,4 +1,4 @@
-"""Core attention on PyTorch's scaled-dot-product kernels, causal, with grouped queries and ALiBi."""
+"""Core attention on PyTorch's scaled-dot-product kernels, causal, with grouped queries, ALiBi, isolated documents."""
 
 from __future__ import annotations
 
@@ -13,16 +13,36 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_ext.model.alibi import alibi_bias, alibi_slopes
+from megatron_ext.model.document_attention import attend_by_document, plan_documents, restarted_positions
 from megatron_ext.model.rotary import apply_rotary
 
 
 @dataclass(frozen=True)
 class Positions:
-    """How attention knows positions: not at all, by ALiBi's bias, or by rotating queries and keys."""
+    """How attention knows positions: not at all, by ALiBi's bias, or by rotating queries and keys; and documents.
+
+    Both kinds of position are relative: a score depends on the distance of query and key alone. So where documents
+    are isolated it makes no difference whether positions begin again in each of them, and `restart` is about RoPE
+    between documents that do see each other.
+
+    Attributes:
+        alibi: ALiBi's bias.
+        rotary_base: `--rotary-base`; None rotates nothing.
+        rotary_percent: share of each head that is rotated.
+        isolate: no token attends to another document of its sample (`--reset-attention-mask`).
+        restart: rotate by the place in the document, not in the sample (`--reset-position-ids`).
+    """
 
     alibi: bool = False
     rotary_base: float | None = None
     rotary_percent: float = 1.0
+    isolate: bool = False
+    restart: bool = False
+
+    @property
+    def reads_documents(self) -> bool:
+        """Whether attention must be told where documents begin, on every pipeline stage."""
+        return self.isolate or self.restart
 
 
 class CausalAttention(torch.nn.Module):
@@ -55,24 +75,41 @@ class CausalAttention(torch.nn.Module):
             query: `[s, b, np/tp, hn]`.
             key: `[s, b, ng/tp, hn]`.
             value: `[s, b, ng/tp, hn]`.
-            attention_mask: None; the causal mask is described, not materialised.
+            attention_mask: not a mask, which is described and never materialised: int64 `[b, s]`, the place in its
+                row at which each token's document begins, when `positions.reads_documents`; None for rows of one
+                document, and always None otherwise.
 
         Returns:
             `[s, b, np/tp * hn]`, dtype of `query`.
         """
-        assert attention_mask is None, "documents are not isolated in this release, so no mask ever comes in"
-        s, b, np, hn = query.shape
-        if self.positions.rotary_base is not None:
-            base, share = self.positions.rotary_base, self.positions.rotary_percent
-            query, key = apply_rotary(query, base, share), apply_rotary(key, base, share)
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n, s, hn]
-        bias = _cached_bias(self.slopes, s, query.device) if self.slopes else None
+        starts, positions, device = attention_mask, self.positions, query.device
+        if starts is None:
+            assert not (self.training and positions.reads_documents), "training must say where documents begin"
+        else:
+            assert positions.reads_documents, "documents are not isolated in this model, so no mask may come in"
+        if positions.rotary_base is not None:
+            places = restarted_positions(starts, device) if positions.restart and starts is not None else None
+            base, share = positions.rotary_base, positions.rotary_percent
+            query, key = apply_rotary(query, base, share, places), apply_rotary(key, base, share, places)
+        plan = plan_documents(starts, device) if positions.isolate and starts is not None else None
+        s, b, heads, hn = query.shape
+        bias = _cached_bias(self.slopes, s, device) if self.slopes else None
         dropout = self.dropout if self.training else 0.0
+        attend = functools.partial(self._attend, bias=bias, dropout=dropout)
         with tensor_parallel.get_cuda_rng_tracker().fork() if dropout else nullcontext():
-            out = functional.scaled_dot_product_attention(
-                q, k, v, bias, dropout, is_causal=bias is None, scale=self.scale, enable_gqa=k.shape[1] != np
-            )
-        return out.permute(2, 0, 1, 3).reshape(s, b, np * hn)
+            if plan is not None:
+                return attend_by_document(query, key, value, plan, attend)
+            out = attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
+        return out.permute(2, 0, 1, 3).reshape(s, b, heads * hn)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+        """Causal attention of q, k, v `[b, n, s, hn]`; a shorter sequence has the first part of the bias."""
+        length = q.shape[2]
+        mask = None if bias is None else bias[:, :, :length, :length]
+        grouped = k.shape[1] != q.shape[1]
+        return functional.scaled_dot_product_attention(
+            q, k, v, mask, dropout, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
+        )
 
 
 @functools.lru_cache(maxsize=2)

@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from megatron_ext.config import ModelConfig, RunConfig
+from megatron_ext.config import RunConfig
 from megatron_ext.config.to_core import transformer_config
 from megatron_ext.model.attention import CausalAttention, Positions
 from megatron_ext.model.counts import padded_vocab_size
@@ -30,8 +30,9 @@ from megatron_ext.model.te_attention import TransformerEngineAttention, has_tran
 class PretrainGPT(GPTModel):
     """megatron-core's GPTModel whose loss leaves the padded vocabulary out of the softmax.
 
-    `forward(tokens, position_ids, None, labels=labels)` returns fp32 losses `[b, s]` on the last stage (logits
-    `[b, s, v_padded/tp]` without labels) and hidden states `[s, b, h]` elsewhere.
+    `forward(tokens, position_ids, document_starts, labels=labels)` returns fp32 losses `[b, s]` on the last stage
+    (logits `[b, s, v_padded/tp]` without labels) and hidden states `[s, b, h]` elsewhere. `document_starts` takes the
+    place of megatron-core's attention mask and is what `CausalAttention.forward` says: None for most models.
 
     Args:
         true_vocab_size: number of tokens without padding.
@@ -79,8 +80,9 @@ def build_model(run: RunConfig, vocab_size: int, device: str) -> list[PretrainGP
 def layer_spec(run: RunConfig, device: str) -> ModuleSpec:
     """Return the module tree of one transformer layer: megatron-core's, with our norm and core attention."""
     norm = NORMS[run.model.normalization]
-    positions = positions_of(run.model)
-    on_engine = device == "cuda" and has_transformer_engine() and not positions.alibi
+    positions = positions_of(run)
+    ours = positions.alibi or positions.reads_documents
+    on_engine = device == "cuda" and has_transformer_engine() and not ours
     attention = functools.partial(TransformerEngineAttention if on_engine else CausalAttention, positions=positions)
     return ModuleSpec(
         module=TransformerLayer,
@@ -103,11 +105,17 @@ def layer_spec(run: RunConfig, device: str) -> ModuleSpec:
     )
 
 
-def positions_of(model: ModelConfig) -> Positions:
-    """Return what attention does about positions; learned ones are added to the embedding instead."""
+def positions_of(run: RunConfig) -> Positions:
+    """Return what attention does about positions and documents; learned positions are added to the embedding instead.
+
+    ALiBi has no position to begin again (see `Positions`), and isolated documents need it for learned ones only.
+    """
+    model, data = run.model, run.data
+    isolate = data.reset_attention_mask
     if model.position_embedding_type == "rope":
-        return Positions(rotary_base=model.rotary_base, rotary_percent=model.rotary_percent)
-    return Positions(alibi=model.position_embedding_type == "alibi")
+        restart = data.reset_position_ids and not isolate
+        return Positions(False, model.rotary_base, model.rotary_percent, isolate, restart)
+    return Positions(alibi=model.position_embedding_type == "alibi", isolate=isolate)
 
 
 def _build_chunk(

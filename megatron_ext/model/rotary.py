@@ -8,21 +8,24 @@ import torch
 from torch import Tensor
 
 
-def apply_rotary(x: Tensor, base: float, fraction: float) -> Tensor:
+def apply_rotary(x: Tensor, base: float, fraction: float, positions: Tensor | None = None) -> Tensor:
     """Rotate the first `fraction` of every head of `x` by its position, half-rotate convention.
 
     Dimensions d and d + D/2 of the rotated D form a pair that is turned by position * base^(-2d/D). The angles are
     fp32, the products have the dtype of `x`.
 
     Args:
-        x: `[s, b, n, hn]`, positions 0..s-1 along the first dimension. Rank-local.
+        x: `[s, b, n, hn]`. Rank-local.
         base: `--rotary-base`.
         fraction: `--rotary-percent`.
+        positions: int64 `[s, b]`, each below s; None for 0..s-1 along the first dimension.
 
     Source: arXiv:2104.09864, equation 34; pairs as in Llama's Hugging Face weights and megatron-core's default.
     """
     rotated = int(x.shape[-1] * fraction)
     cos, sin = _tables(x.shape[0], rotated, base, x.dtype, x.device)
+    if positions is not None:
+        cos, sin = (table[positions, 0] for table in (cos, sin))  # [s, b, 1, D/2]
     return _Rotate.apply(x, cos, sin)
 
 

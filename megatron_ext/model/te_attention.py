@@ -28,11 +28,12 @@ def describe_kernels() -> str:
 class TransformerEngineAttention(torch.nn.Module):
     """The causal attention of `CausalAttention`, computed by Transformer Engine; RoPE or no positions.
 
-    ALiBi stays with `CausalAttention`: Transformer Engine would take its bias as a full matrix.
+    ALiBi stays with `CausalAttention`: Transformer Engine would take its bias as a full matrix. So do models that
+    must know where documents begin.
 
     Args:
         config: megatron-core's config.
-        positions: without ALiBi.
+        positions: without ALiBi and without documents.
         **rest: what megatron-core passes to every core attention.
     """
 
@@ -40,7 +41,7 @@ class TransformerEngineAttention(torch.nn.Module):
         super().__init__()
         from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
-        assert not positions.alibi, "layer_spec gives ALiBi to CausalAttention"
+        assert not (positions.alibi or positions.reads_documents), "layer_spec gives these to CausalAttention"
         self.positions = positions
         # not a submodule: it has no parameters, and its fp8 bookkeeping is no part of our checkpoints
         object.__setattr__(self, "kernel", TEDotProductAttention(config=config, **rest))

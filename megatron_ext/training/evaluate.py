@@ -19,10 +19,10 @@ def evaluation_batches(num_samples: int, global_batch_size: int, eval_iters: int
 
 
 def evaluate(parts: Components, split: str = "valid") -> float:
-    """Return the mean loss per token over the first samples of a view. Collective over all ranks.
+    """Return the mean loss per learned token over the first samples of a view. Collective over all ranks.
 
     Every evaluation of a run sees the same samples, so its values can be compared; a view with less than one global
-    batch starts over.
+    batch starts over. The mean of samples without any learned token is NaN.
 
     Args:
         parts: model and datasets.

@@ -16,8 +16,8 @@ def forward_step(micro_batches: Iterator[Batch] | None, model: torch.nn.Module) 
     """Run one micro-batch through `model`.
 
     Args:
-        micro_batches: yields tokens, labels, position_ids (int64 `[b, s]`) and loss_mask (fp32 `[b, s]`); None on
-            stages that have neither embedding nor output layer.
+        micro_batches: yields tokens, labels, position_ids (int64 `[b, s]`), loss_mask (fp32 `[b, s]`), and
+            document_starts (int64 `[b, s]`) where attention must know documents; None on stages that read nothing.
         model: a model chunk of this rank.
 
     Returns:
@@ -27,7 +27,7 @@ def forward_step(micro_batches: Iterator[Batch] | None, model: torch.nn.Module) 
     if micro_batches is None:
         return model(None, None, None), _no_loss
     batch = next(micro_batches)
-    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+    output = model(batch["tokens"], batch["position_ids"], batch.get("document_starts"), labels=batch["labels"])
     return output, functools.partial(sum_losses, batch["loss_mask"])
 
 

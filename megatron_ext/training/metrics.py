@@ -24,7 +24,8 @@ class TrainState:
     """How far a run has come, the same on every rank; all that a resume needs besides the tensors.
 
     `consumed_samples` names the next sample of the data order. `skipped_samples` are those of iterations whose
-    update was skipped (fp16 overflow): the learning-rate schedule does not count them, see `schedule_step`.
+    update was skipped (fp16 overflow, no learned token): the learning-rate schedule does not count them, see
+    `schedule_step`.
     Counters run over the whole run, not over one start of the program.
     """
 
@@ -72,7 +73,7 @@ class StepResult:
         seconds: wall time of the iteration, evaluation and checkpoints left out.
         grad_norm: global L2 norm before clipping; None where none was computed.
         loss_scale: fp16 loss scale; None means 1.
-        skipped: the update was left out (fp16 overflow).
+        skipped: the update was left out (fp16 overflow, or a batch without any learned token).
         params_norm: L2 norm of all parameters, with --log-params-norm.
         num_zeros: zeros among all gradients, with --log-num-zeros-in-grad.
     """

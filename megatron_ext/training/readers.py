@@ -7,11 +7,15 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from megatron_ext.data.loader import LoaderConfig, MicroBatches
+from megatron_ext.model.gpt import positions_of
 from megatron_ext.training.components import Components
 from megatron_ext.training.step import Readers
 
 if TYPE_CHECKING:
     from megatron_ext.data.views import View
+
+_STAY_ON_THE_HOST = {"document_starts"}
+"""Attention plans by them on the CPU; on the device every layer would have to wait for them."""
 
 
 @contextmanager
@@ -21,9 +25,10 @@ def open_readers(
     """Yield one reader per model chunk, from `start_sample` of `view` on; close them at the end. Rank-local.
 
     Every tensor-parallel rank reads the same samples itself: a mapped file costs less than a broadcast. Chunks that
-    hold neither the embedding nor the output layer read nothing.
+    hold neither the embedding nor the output layer read nothing, unless their attention must know documents.
     """
     run, at = parts.run, parts.world.at
+    reads_documents = positions_of(run).reads_documents
     settings = LoaderConfig(
         micro_batch_size=run.train.micro_batch_size,
         dp_rank=at.dp_rank,
@@ -32,11 +37,12 @@ def open_readers(
         eod_id=parts.tokenizer.eod_id,
         eod_mask_loss=run.data.eod_mask_loss,
         reset_position_ids=run.data.reset_position_ids,
+        document_starts=reads_documents,
     )
     with ExitStack() as stack:
         readers: Readers = []
         for model in parts.models:
-            if model.pre_process or model.post_process:
+            if model.pre_process or model.post_process or reads_documents:
                 batches = MicroBatches(view, start_sample, global_batch_size, settings)
                 stack.callback(batches.close)
                 readers.append(_to_device(batches, parts))
@@ -49,4 +55,10 @@ def _to_device(batches: MicroBatches, parts: Components) -> Iterator[dict]:
     device = parts.world.device
     if device.type == "cpu":
         return iter(batches)
-    return ({name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()} for batch in batches)
+    return (
+        {
+            name: tensor if name in _STAY_ON_THE_HOST else tensor.to(device, non_blocking=True)
+            for name, tensor in batch.items()
+        }
+        for batch in batches
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel.layers import param_is_not_tensor_parallel_duplicate
 
+from megatron_ext import log
 from megatron_ext.parallel.world import World
 from megatron_ext.training.components import Components
 from megatron_ext.training.forward import Batch, forward_step
@@ -28,6 +28,9 @@ LossAndTokens = tuple[float, float]
 def train_step(parts: Components, state: TrainState, readers: Readers) -> StepResult:
     """Train on the next global batch. Collective over all ranks.
 
+    A micro-batch without any learned token weighs nothing. A global batch without any leaves weights and optimizer
+    as they are: its iteration counts as skipped, with loss 0 and a warning.
+
     Args:
         parts: model, optimizer, schedule.
         state: where the run stands before this step; not changed.
@@ -42,9 +45,15 @@ def train_step(parts: Components, state: TrainState, readers: Readers) -> StepRe
     parts.optimizer.zero_grad()
     rate = set_rates(parts.optimizer.param_groups, parts.schedule, state.schedule_step)
     loss_sum, counted_tokens = forward_backward(parts, readers, global_batch_size, forward_only=False)
-    updated, grad_norm, num_zeros = parts.optimizer.step()
+    if counted_tokens:
+        updated, grad_norm, num_zeros = parts.optimizer.step()
+    else:
+        log.warn(
+            f"iteration {state.iteration + 1} has no learned token in its {global_batch_size} samples: update skipped"
+        )
+        updated, grad_norm, num_zeros = False, None, None
     return StepResult(
-        lm_loss=loss_sum / counted_tokens if counted_tokens else math.nan,
+        lm_loss=loss_sum / max(counted_tokens, 1.0),
         learning_rate=rate,
         global_batch_size=global_batch_size,
         num_tokens=global_batch_size * train.seq_length,

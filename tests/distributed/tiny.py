@@ -25,6 +25,15 @@ MODELS = {
     "rope": f"{LLAMA} --num-attention-heads 6 --position-embedding-type rope",
     "alibi": f"{LLAMA} --num-attention-heads 6 --position-embedding-type alibi",
     "gqa": f"{LLAMA} --num-attention-heads 12 --num-query-groups 4 --kv-channels 8 --position-embedding-type rope",
+    # attention must know where documents begin, on every pipeline stage
+    "isolated": f"{LLAMA} --num-attention-heads 12 --num-query-groups 4 --kv-channels 8 "
+    "--position-embedding-type rope --reset-attention-mask",
+    # weights at which the attention of a few steps is far from even, so that positions show; without and with restart
+    "sharp": f"{LLAMA} --num-attention-heads 6 --position-embedding-type rope --init-method-std 0.2",
+    "restarted": f"{LLAMA} --num-attention-heads 6 --position-embedding-type rope --init-method-std 0.2 "
+    "--reset-position-ids",
+    # ranks and micro-batches that learn different numbers of tokens
+    "masked": f"{LLAMA} --num-attention-heads 6 --position-embedding-type rope --eod-mask-loss",
     # Megatron-LM's defaults: LayerNorm, GELU, biases, learned positions, tied embeddings
     "gpt2": "--num-layers 4 --hidden-size 48 --num-attention-heads 6 --hidden-dropout 0 --attention-dropout 0",
 }

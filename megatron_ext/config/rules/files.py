@@ -94,6 +94,34 @@ def index_cache_belongs_to_megatron_order(run: RunConfig) -> str | None:
 
 
 @rule()
+def megatron_order_cuts_a_stream(run: RunConfig) -> str | None:
+    """Megatron's order is made of windows over all epochs laid end to end."""
+    if run.data.dataset_order != "megatron":
+        return None
+    flags = given(run, "dataset_packing pad_last_sample")
+    return (
+        f"{flags[0]} does not go with --dataset-order megatron, which cuts one stream of all epochs" if flags else None
+    )
+
+
+@rule()
+def last_sample_is_padded_in_a_stream(run: RunConfig) -> str | None:
+    """Documents as samples are padded anyway."""
+    if run.data.dataset_packing == "stream":
+        return None
+    return without_effect(run, "pad_last_sample", f"with --dataset-packing {run.data.dataset_packing}")
+
+
+@rule()
+def positions_begin_again_where_there_are_any(run: RunConfig) -> str | None:
+    """ALiBi goes by distance; without positions there is nothing to count. Beside isolated documents it is harmless."""
+    kind = run.model.position_embedding_type
+    if kind in ("learned_absolute", "rope") or run.data.reset_attention_mask:
+        return None
+    return without_effect(run, "reset_position_ids", f"with --position-embedding-type {kind}")
+
+
+@rule()
 def saving_options_need_a_folder(run: RunConfig) -> str | None:
     """Nothing is saved without --save."""
     if run.checkpoint.save is not None:

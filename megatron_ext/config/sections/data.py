@@ -15,6 +15,7 @@ TOKENIZER_TYPES = (
     "NullTokenizer",
 )
 DATASET_ORDERS = ("permuted", "megatron", "sequential")
+DATASET_PACKINGS = ("stream", "documents")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,19 @@ class DataConfig(Section):
         "order of the samples: permuted (computed per index), megatron (GPTDataset index for index), sequential, "
         "or the path of an order file",
     )
+    dataset_packing: str = knob(
+        "stream",
+        "what a sample is: a window of the documents laid end to end (stream), or one document padded to "
+        "--seq-length (documents), for fine-tuning rows and packed blocks",
+        choices=DATASET_PACKINGS,
+    )
+    pad_last_sample: bool = knob(
+        False, "pad the tail of a dataset to one more sample, never learned there, instead of leaving it out"
+    )
     num_workers: int = knob(2, "loader processes per rank; 0 loads in the training process", bounds="[0, inf)")
     eod_mask_loss: bool = knob(False, "no loss on end-of-document tokens")
     reset_position_ids: bool = knob(False, "count positions from 0 again after each end of document")
+    reset_attention_mask: bool = knob(False, "no token attends to another document of its sample")
     tokenizer_type: str | None = knob(None, "kind of tokenizer the data was made with", choices=TOKENIZER_TYPES)
     tokenizer_model: str | None = knob(None, "the tokenizer's file, or folder for HuggingFaceTokenizer")
     data_cache_path: str | None = knob(None, "folder for the index arrays of --dataset-order megatron")

@@ -23,5 +23,6 @@ def test_no_accepted_flag_is_in_the_table_of_refusals():
 def test_reasons_are_found_by_name_and_by_prefix():
     assert "rope" in (refusal("--use-rotary-position-embeddings") or "")
     assert "mixture of experts" in (refusal("--moe-anything") or "")
+    assert "--reset-attention-mask" in (refusal("--no-create-attention-mask-in-dataloader") or "")
     assert refusal("--tensor-model-parallel-size") is None
     assert refusal("--moe") is None

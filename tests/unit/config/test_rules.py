@@ -242,6 +242,21 @@ CASES = {
     "index_cache_belongs_to_megatron_order": Case(
         {"data_cache_path": "c", "dataset_order": "megatron"}, {"data_cache_path": "c"}, "--data-cache-path has no"
     ),
+    "megatron_order_cuts_a_stream": Case(
+        {"dataset_order": "megatron"},
+        {"dataset_order": "megatron", "dataset_packing": "documents"},
+        "--dataset-packing does not go with --dataset-order megatron",
+    ),
+    "last_sample_is_padded_in_a_stream": Case(
+        {"pad_last_sample": True},
+        {"pad_last_sample": True, "dataset_packing": "documents"},
+        "--pad-last-sample has no effect with --dataset-packing documents",
+    ),
+    "positions_begin_again_where_there_are_any": Case(
+        {"reset_position_ids": True, "position_embedding_type": "rope"},
+        {"reset_position_ids": True, "position_embedding_type": "alibi"},
+        "--reset-position-ids has no effect with --position-embedding-type alibi",
+    ),
     "saving_options_need_a_folder": Case({"save": "d", "save_interval": 2}, {"save_interval": 2}, "without --save"),
     "retention_needs_a_save_interval": Case(
         {"save": "d", "save_interval": 2, "keep_last": 2}, {"save": "d", "keep_last": 2}, "--save-keep-last has no"
@@ -304,6 +319,7 @@ def test_bad_case_breaks_the_rule_and_says_so(name):
         ({"lr_warmup_iters": 10}, "warm_up_is_shorter_than_the_decay"),
         ({"lr_warmup_init": 1.0, "lr_warmup_iters": 1}, "learning_rates_are_ordered"),
         ({"sgd_momentum": 0.1}, "optimizer_options_fit_the_optimizer"),
+        ({"dataset_order": "megatron", "pad_last_sample": True}, "megatron_order_cuts_a_stream"),
         ({"num_layers_per_virtual_pipeline_stage": 3}, "stage_divides_into_chunks_of_layers"),
         ({"tokenizer_type": None, "tokenizer_model": None}, "tokenizer_is_given"),
         ({"split": "1,2,3,4"}, "split_is_readable"),
@@ -322,6 +338,12 @@ def test_bad_case_breaks_the_rule_and_says_so(name):
 )
 def test_further_bad_cases(change, name):
     assert name in failures(BASE.with_values(**change))
+
+
+@pytest.mark.parametrize("kind", ["learned_absolute", "rope", "alibi", "none"])
+def test_both_resets_together_are_megatrons_usual_pair_whatever_the_positions(kind):
+    pair = {"reset_position_ids": True, "reset_attention_mask": True}
+    assert failures(BASE.with_values(position_embedding_type=kind, **pair)) == {}
 
 
 def test_all_failures_are_told_together():

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import sentencepiece
 
-from megatron_ext.data.indexed_writer import write_indexed
+from megatron_ext.data.indexed_writer import IndexedWriter, write_indexed
 from megatron_ext.tokenizer.null import NullTokenizer
 
 TEXTS = [
@@ -60,6 +60,22 @@ def make_dataset(folder: Path, name: str = "data", seed: int = 0, count: int = 2
     return prefix
 
 
+def random_masks(seed: int, documents: list[np.ndarray]) -> list[np.ndarray]:
+    """Codes 0, 1 and 2 of a loss mask, uint8 `[length]` for each document."""
+    random = np.random.default_rng(seed)
+    return [random.integers(0, 3, len(document)).astype(np.uint8) for document in documents]
+
+
+def write_masked(prefix: Path, documents: list[np.ndarray], masks: list[np.ndarray]) -> None:
+    """Write a dataset with a loss mask, without manifest."""
+    writer = IndexedWriter(prefix, np.uint16, with_loss_mask=True)
+    for document, mask in zip(documents, masks, strict=True):
+        writer.append_document(document, mask.tobytes())
+    writer.finish()
+    writer.publish()
+    writer.discard()
+
+
 def data_config(**values: object) -> SimpleNamespace:
     """What build_datasets reads of a DataConfig."""
     defaults = {
@@ -69,6 +85,8 @@ def data_config(**values: object) -> SimpleNamespace:
         "test_data_path": None,
         "split": "80,10,10",
         "dataset_order": "permuted",
+        "dataset_packing": "stream",
+        "pad_last_sample": False,
         "data_cache_path": None,
     }
     return SimpleNamespace(**{**defaults, **values})

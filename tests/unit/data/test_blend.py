@@ -102,3 +102,24 @@ def test_a_mixture_of_given_size_begins_again_with_a_warning(capsys):
     np.testing.assert_array_equal(mixture.sample_ids(30, 20), np.concatenate([whole[30:], whole[:10]]))
     assert "begins again" in capsys.readouterr().err
     assert len(mixture) == 40
+
+
+class Masked(Numbers):
+    """Token i of sample i is not learned."""
+
+    has_loss_mask = True
+
+    def loss_mask(self, sample_id: int) -> np.ndarray:
+        return np.array([sample_id % 2, 1], np.uint8)
+
+
+def test_masks_come_with_the_samples_of_the_datasets_that_have_them():
+    views = [Numbers(0, 7), Masked(1, 50)]
+    assert not BlendView(views[:1], normalize([1])).has_loss_mask
+    mixture = BlendView(views, normalize([1, 3]))
+    assert mixture.has_loss_mask
+    for sample_id in mixture.sample_ids(0, 40):
+        name, local = mixture[int(sample_id)]
+        mask = mixture.loss_mask(int(sample_id))
+        assert (mask is None) == (name == 0)
+        assert mask is None or mask.tolist() == [local % 2, 1]

@@ -12,6 +12,7 @@ from megatron_ext.data.indexed import IndexedDataset
 from megatron_ext.data.manifest import manifest_path
 from megatron_ext.data.order_file import write_order_file
 from megatron_ext.data.preprocess import PreprocessRequest, preprocess
+from megatron_ext.data.rows.settings import RowSettings
 from megatron_ext.data.split import Span
 from megatron_ext.data.views import WindowView
 from megatron_ext.errors import DataError
@@ -118,6 +119,41 @@ def test_an_order_file_orders_the_training_part_only(tmp_path: Path):
         build(data_path=(prefix, prefix), dataset_order=str(tmp_path / "reverse"))
 
 
+@pytest.mark.parametrize("order", ["permuted", "sequential"])
+def test_documents_as_samples_are_split_ordered_and_mixed_like_windows(order: str, tmp_path: Path):
+    prefix = make_dataset(tmp_path, count=50, largest_length=SEQ + 1)
+    datasets = build(data_path=(prefix,), dataset_packing="documents", dataset_order=order)
+    store = IndexedDataset(prefix)
+    assert [len(view) for view in (datasets.train, datasets.valid, datasets.test)] == [40, 5, 5]
+    wanted = [store[index].tolist() + [TOKENIZER.eod_id] * (SEQ + 1 - len(store[index])) for index in range(40)]
+    found = rows(datasets.train, 40).tolist()
+    assert sorted(found) == sorted(wanted) and (found == wanted) == (order == "sequential")
+    mixture = build(data_path=("3", prefix, "1", prefix), dataset_packing="documents", dataset_order=order).train
+    assert len(mixture) == 80 and mixture.has_loss_mask
+
+
+def test_an_order_file_may_order_documents(tmp_path: Path):
+    prefix = make_dataset(tmp_path, count=50, largest_length=SEQ + 1)
+    target = build(data_path=(prefix,), dataset_packing="documents").train.target
+    write_order_file(tmp_path / "reverse", np.arange(40)[::-1], target, {})
+    train = build(data_path=(prefix,), dataset_packing="documents", dataset_order=str(tmp_path / "reverse")).train
+    assert train.sample_ids(0, 3).tolist() == [39, 38, 37]
+    with pytest.raises(DataError, match="made for other data"):
+        build(data_path=(prefix,), dataset_order=str(tmp_path / "reverse"))
+
+
+def test_the_tokenizers_pad_or_else_its_end_of_document_fills_samples(tmp_path: Path):
+    prefix = make_dataset(tmp_path, count=50, largest_length=SEQ - 1)
+    padding = NullTokenizer(1000)
+    padding.pad_id = 4
+    for tokenizer, pad in ((TOKENIZER, 1000), (padding, 4)):
+        for data in ({"dataset_packing": "documents"}, {"pad_last_sample": True, "dataset_order": "sequential"}):
+            view = build(data_path=(prefix,), tokenizer=tokenizer, **data).train
+            sample = view[len(view) - 1]
+            assert sample[-1] == pad, "neither the last window nor any document is full"
+            assert view.loss_mask(len(view) - 1)[-1] == 0
+
+
 def test_parts_that_are_not_wanted_are_not_built(tmp_path: Path):
     prefix = make_dataset(tmp_path)
     assert build((10, 0, 0), data_path=(prefix,)).valid is None
@@ -164,7 +200,9 @@ def preprocessed(tmp_path: Path) -> str:
     random = np.random.default_rng(0)
     path = write_jsonl(tmp_path / "in.jsonl", [" ".join(map(str, random.integers(0, 900, 40))) for _ in range(50)])
     preprocess(
-        PreprocessRequest((str(path),), str(tmp_path / "out"), "NullTokenizer", vocab_size=1000, append_eod=True)
+        PreprocessRequest(
+            (str(path),), str(tmp_path / "out"), "NullTokenizer", vocab_size=1000, rows=RowSettings(append_eod=True)
+        )
     )
     return f"{tmp_path}/out_text_document"
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from megatron_ext.data.datasets import DatasetRequest, View, build_datasets
 from megatron_ext.data.loader import LoaderConfig, MicroBatches, to_batch
 from tests.unit.data.oracle import EOD, core_datasets
-from tests.unit.data.small import TOKENIZER, data_config, make_dataset
+from tests.unit.data.small import TOKENIZER, data_config, make_dataset, random_documents, random_masks, write_masked
 
 GLOBAL_BATCH = 12
 
@@ -140,3 +140,56 @@ def test_positions_count_from_the_last_end_of_document(ends: list[bool]):
         position = 0 if end else position + 1
     assert batch["position_ids"][0].tolist() == positions
     assert batch["loss_mask"][0].tolist() == [0.0 if end else 1.0 for end in ends[:-1]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_the_mask_of_each_sample_reaches_its_batch(packing: str, workers: int, tmp_path: Path):
+    """Through a mixture of a dataset with a mask and one without, in any order, whoever reads."""
+    documents = random_documents(1, 60, largest_length=17)
+    write_masked(tmp_path / "masked", documents, random_masks(2, documents))
+    words = ("2", str(tmp_path / "masked"), "1", make_dataset(tmp_path, "plain", 3, 50, largest_length=17))
+    data = data_config(data_path=words, split="1", dataset_packing=packing)
+    view = build_datasets(DatasetRequest(data, TOKENIZER, 16, (100, 0, 0), 1)).train
+    reader = MicroBatches(view, 0, ramp, LoaderConfig(6, num_workers=workers, eod_id=EOD))
+    ids, weights = view.sample_ids(0, 36), []
+    for first in range(0, 36, 6):
+        batch = next(reader)
+        for row, sample_id in enumerate(ids[first : first + 6]):
+            tokens, mask = view[int(sample_id)], view.loss_mask(int(sample_id))
+            mask = np.ones(17, np.uint8) if mask is None else mask
+            assert batch["tokens"][row].tolist() == tokens[:-1].tolist()
+            assert batch["labels"][row].tolist() == np.where(mask == 2, EOD, tokens)[1:].tolist()
+            assert batch["loss_mask"][row].tolist() == (mask[1:] != 0).tolist()
+            weights.append(batch["loss_mask"][row].sum().item())
+    reader.close()
+    assert 16 in weights or packing == "documents"
+    assert min(weights) < 16
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 7]), st.integers(0, 2)), min_size=2, max_size=20), st.booleans())
+def test_position_j_is_weighed_by_what_is_learned_at_token_j_plus_1(tokens: list[tuple[int, int]], eod_mask_loss: bool):
+    row, codes = (torch.tensor([part]) for part in zip(*tokens, strict=True))
+    config = LoaderConfig(1, eod_id=7, eod_mask_loss=eod_mask_loss)
+    batch = to_batch(row, config, codes.to(torch.uint8))
+    for j in range(len(tokens) - 1):
+        (token, _), (label, code) = tokens[j], tokens[j + 1]
+        assert batch["tokens"][0, j] == token
+        assert batch["labels"][0, j] == (7 if code == 2 else label)
+        assert batch["loss_mask"][0, j] == (0.0 if code == 0 or (eod_mask_loss and token == 7) else 1.0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.booleans(), min_size=2, max_size=30))
+def test_each_token_knows_where_its_document_begins(ends: list[bool]):
+    row = torch.tensor([[7 if end else 1 for end in ends]])
+    assert "document_starts" not in to_batch(row, LoaderConfig(1, eod_id=7))
+    batch = to_batch(row, LoaderConfig(1, eod_id=7, document_starts=True))
+    begin, begins = 0, []
+    for place, end in enumerate(ends[:-1]):
+        begins.append(begin)
+        begin = place + 1 if end else begin
+    assert batch["document_starts"].tolist() == [begins]
+    assert batch["document_starts"].dtype == torch.int64
+    assert batch["position_ids"].tolist() == [list(range(len(ends) - 1))]

@@ -12,7 +12,7 @@ from megatron_ext.data.megatron_order import MegatronOrder, MegatronView
 from megatron_ext.data.split import Span
 from megatron_ext.errors import DataError
 from tests.unit.data.oracle import core_datasets, core_rows
-from tests.unit.data.small import make_dataset
+from tests.unit.data.small import make_dataset, random_documents, write_masked
 
 
 def rows(view: MegatronView, count: int) -> np.ndarray:
@@ -74,3 +74,17 @@ def test_a_part_shorter_than_a_sample_is_refused(tmp_path: Path):
     store = IndexedDataset(make_dataset(tmp_path))
     with pytest.raises(DataError, match="One sample"):
         MegatronView(store, Span(0, 2), MegatronOrder(1, 1000, 10))
+
+
+def test_the_mask_goes_with_its_tokens(tmp_path: Path):
+    """A token is learned here when its id is even, so that each sample's tokens tell its mask."""
+    documents = random_documents(0, 60)
+    write_masked(tmp_path / "data", documents, [(document % 2 == 0).astype(np.uint8) for document in documents])
+    view = MegatronView(IndexedDataset(tmp_path / "data"), Span(5, 48), MegatronOrder(1, 16, 100))
+    assert view.has_loss_mask
+    for sample_id in range(len(view)):
+        mask = view.loss_mask(sample_id)
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, view[sample_id] % 2 == 0)
+    plain = MegatronView(IndexedDataset(make_dataset(tmp_path, "plain")), Span(0, 60), MegatronOrder(1, 16, 10))
+    assert not plain.has_loss_mask and plain.loss_mask(0) is None

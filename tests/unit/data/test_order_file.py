@@ -40,9 +40,18 @@ def test_the_file_is_a_json_line_and_aligned_raw_ids(path: Path):
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(OrderTarget)])
 def test_other_data_is_refused_with_both_values(path: Path, field: str):
-    other = "other" if field == "dataset" else getattr(TARGET, field) + 1
+    other = "other" if isinstance(getattr(TARGET, field), str) else getattr(TARGET, field) + 1
     with pytest.raises(DataError, match=f"{field}.*{getattr(TARGET, field)}.*{other}"):
         FileOrder(path, dataclasses.replace(TARGET, **{field: other}))
+
+
+def test_a_file_that_does_not_speak_of_packing_is_about_windows(path: Path):
+    line, ids = path.read_bytes().split(b"\n", 1)
+    path.write_bytes(line.replace(b', "packing": "stream"', b"") + b"\n" + ids)
+    assert b"packing" not in path.read_bytes()
+    assert len(FileOrder(path, TARGET)) == 5
+    with pytest.raises(DataError, match=r"packing is stream.*documents"):
+        FileOrder(path, dataclasses.replace(TARGET, packing="documents"))
 
 
 @pytest.mark.parametrize("change", ["cut", "longer", "bit", "header", "version", "text", "empty"])

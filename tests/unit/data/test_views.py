@@ -13,7 +13,9 @@ from megatron_ext.data.order import SequentialOrder
 from megatron_ext.data.split import Span
 from megatron_ext.data.views import WindowView
 from megatron_ext.errors import DataError
-from tests.unit.data.small import random_documents
+from tests.unit.data.small import random_documents, random_masks, write_masked
+
+PAD = 777
 
 
 @settings(deadline=None, max_examples=60)
@@ -50,3 +52,51 @@ def test_ids_are_checked_where_no_manifest_vouches_for_them(tmp_path):
     with pytest.raises(DataError, match="900"):
         view[1]
     assert WindowView(store, Span(0, 1), 2, max_vocab_size=901)[1].tolist() == [3, 900, 5]
+
+
+@pytest.mark.parametrize("pad_id", [None, PAD])
+def test_the_mask_of_a_sample_is_that_of_its_tokens(pad_id: int | None, tmp_path):
+    documents = random_documents(1, 30)
+    masks = random_masks(2, documents)
+    write_masked(tmp_path / "data", documents, masks)
+    store, codes = IndexedDataset(tmp_path / "data"), np.concatenate(masks[4:20])
+    view = WindowView(store, Span(4, 20), 16, pad_id=pad_id)
+    assert view.has_loss_mask
+    for index in range(len(view)):
+        wanted = np.zeros(17, np.uint8)
+        part = codes[index * 16 : index * 16 + 17]
+        wanted[: len(part)] = part
+        assert view.loss_mask(index).dtype == np.uint8
+        np.testing.assert_array_equal(view.loss_mask(index), wanted)
+
+
+def test_without_a_mask_in_the_data_there_is_none_in_the_view(tmp_path):
+    write_indexed(tmp_path / "data", random_documents(1, 30), np.uint16)
+    view = WindowView(IndexedDataset(tmp_path / "data"), Span(0, 30), 16)
+    assert not view.has_loss_mask
+    assert view.loss_mask(0) is None
+
+
+@settings(deadline=None, max_examples=60)
+@given(num_tokens=st.integers(2, 80), seq_length=st.integers(1, 30))
+def test_a_padded_last_sample_predicts_every_token_but_the_first(num_tokens: int, seq_length: int, tmp_path_factory):
+    prefix = tmp_path_factory.mktemp("view") / "data"
+    text = np.arange(num_tokens)
+    write_indexed(prefix, [text[: num_tokens // 2], text[num_tokens // 2 :]], np.uint16)
+    view = WindowView(IndexedDataset(prefix), Span(0, 2), seq_length, pad_id=PAD)
+    predicted = []
+    for index in range(len(view)):
+        sample, mask = view[index], view.loss_mask(index)
+        assert sample.shape == (seq_length + 1,)
+        kept = np.full(seq_length + 1, 1, np.uint8) if mask is None else mask
+        assert (sample[kept == 0] == PAD).all()
+        predicted += sample[1:][kept[1:] == 1].tolist()
+    assert predicted == text[1:].tolist()
+    assert view.num_tokens == len(predicted) + view.remainder_tokens
+    assert view.has_loss_mask == ((num_tokens - 1) % seq_length != 0)
+
+
+def test_one_token_predicts_nothing_padded_or_not(tmp_path):
+    write_indexed(tmp_path / "data", [[5]], np.uint16)
+    with pytest.raises(DataError, match="1 tokens"):
+        WindowView(IndexedDataset(tmp_path / "data"), Span(0, 1), 4, pad_id=PAD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -141,3 +142,76 @@ def test_dropout_keeps_the_expected_value(world: World):
 def test_a_mask_is_refused_rather_than_ignored():
     with pytest.raises(AssertionError, match="mask"):
         attention(2, Positions())(*inputs(2, 2), torch.zeros(1, 1, 11, 11, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("positions", [Positions(isolate=True), Positions(rotary_base=100.0, restart=True)])
+def test_training_must_say_where_documents_begin_and_evaluation_may(positions: Positions):
+    core, qkv = attention(2, positions), inputs(2, 2)
+    with pytest.raises(AssertionError, match="where documents begin"):
+        core.train()(*qkv, None)
+    whole = core.eval()(*qkv, None)
+    assert whole.equal(core(*qkv, torch.zeros(2, 11, dtype=torch.int64)))
+
+
+# two rows with cuts of their own: 11 = 4 + 1 + 6 and 11 = 2 + 9
+STARTS = torch.tensor([[0] * 4 + [4] + [5] * 6, [0] * 2 + [2] * 9])
+DOCUMENTS = [[(0, 4), (4, 5), (5, 11)], [(0, 2), (2, 11)]]
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize(("heads", "groups"), [(6, 6), (6, 2), (6, 1)], ids=["mha", "gqa", "mqa"])
+def test_isolated_documents_are_documents_alone(heads: int, groups: int, positions: str):
+    """Every document's output and gradients are the textbook's of that document by itself, at position 0."""
+    qkv = [x.requires_grad_() for x in inputs(heads, groups)]
+    upstream = torch.randn(11, 2, heads * 8, generator=torch.Generator().manual_seed(9))
+    out = attention(heads, dataclasses.replace(POSITIONS[positions], isolate=True))(*qkv, STARTS)
+    out.backward(upstream)
+    for row, documents in enumerate(DOCUMENTS):
+        for begin, end in documents:
+            part = (slice(begin, end), slice(row, row + 1))
+            alone = [x.detach()[part].double().requires_grad_() for x in qkv]
+            expected = textbook(alone, POSITIONS[positions])
+            expected.backward(upstream[part].double())
+            torch.testing.assert_close(out[part].double(), expected, rtol=1e-5, atol=1e-5)
+            for mixed, single in zip(qkv, alone, strict=True):
+                torch.testing.assert_close(mixed.grad[part].double(), single.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_documents_that_are_not_isolated_see_each_other():
+    qkv = inputs(4, 4)
+    whole = attention(4, Positions())(*qkv, None)
+    isolated = attention(4, Positions(isolate=True))(*qkv, STARTS)
+    same = torch.isclose(whole, isolated, atol=1e-5).all(-1)
+    assert same[:4, 0].all() and same[:2, 1].all(), "the first document of a row has nobody before it"
+    assert not same[4:, 0].any() and not same[2:, 1].any()
+
+
+def test_restarted_rotation_counts_from_the_documents_begin_and_hides_nothing():
+    qkv = inputs(4, 2)
+    out = attention(4, Positions(rotary_base=100.0, restart=True))(*qkv, STARTS)
+    query, key = (
+        torch.cat(
+            [
+                torch.cat([turned(x[begin:end, row : row + 1], 100.0, 1.0) for begin, end in documents])
+                for row, documents in enumerate(DOCUMENTS)
+            ],
+            dim=1,
+        )
+        for x in qkv[:2]
+    )
+    expected = textbook([query, key, qkv[2]], Positions())
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(out, attention(4, Positions(rotary_base=100.0))(*qkv, None), atol=1e-3)
+
+
+def test_isolated_documents_drop_as_the_generator_says(world: World):
+    from megatron.core import tensor_parallel
+
+    core = attention(4, Positions(isolate=True), dropout=0.5).train()
+    plain = attention(4, Positions(isolate=True))(*inputs(4, 4), STARTS)
+    drawn = []
+    for seed in (1, 1, 2):
+        tensor_parallel.model_parallel_cuda_manual_seed(seed)
+        drawn.append(core(*inputs(4, 4), STARTS))
+    assert drawn[0].equal(drawn[1])
+    assert not drawn[0].equal(drawn[2]) and not torch.allclose(drawn[0], plain)

@@ -127,11 +127,24 @@ def test_tied_embeddings_are_one_parameter_with_both_gradients(world: World):
             {"position_embedding_type": "rope", "rotary_base": 5e5, "rotary_percent": 0.5},
             Positions(rotary_base=5e5, rotary_percent=0.5),
         ),
+        ({"position_embedding_type": "rope", "reset_position_ids": True}, Positions(rotary_base=1e4, restart=True)),
+        ({"position_embedding_type": "rope", "reset_attention_mask": True}, Positions(rotary_base=1e4, isolate=True)),
+        (
+            {"position_embedding_type": "rope", "reset_attention_mask": True, "reset_position_ids": True},
+            Positions(rotary_base=1e4, isolate=True),
+        ),
+        (
+            {"position_embedding_type": "learned_absolute", "reset_attention_mask": True, "reset_position_ids": True},
+            Positions(isolate=True),
+        ),
+        ({"position_embedding_type": "learned_absolute", "reset_position_ids": True}, Positions()),
+        ({"position_embedding_type": "alibi", "reset_attention_mask": True}, Positions(alibi=True, isolate=True)),
     ],
 )
 def test_attention_is_told_about_positions(values: dict, expected: Positions, world: World):
     run = tiny_run("megatron_default", **values)
-    assert positions_of(run.model) == expected
+    assert positions_of(run) == expected
+    assert expected.reads_documents == (expected.isolate or expected.restart)
     [model] = build_model(run, VOCAB_SIZE, "cpu")
     cores = [module for module in model.modules() if isinstance(module, CausalAttention)]
     assert [core.positions for core in cores] == [expected, expected]

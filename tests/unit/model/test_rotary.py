@@ -90,3 +90,22 @@ def test_lengths_bases_and_types_do_not_share_tables():
         x = random_heads(length).to(dtype)
         torch.testing.assert_close(apply_rotary(x, base, 1.0).double(), turned(x, base, 1.0), rtol=0, atol=5e-6)
     assert apply_rotary(random_heads(5).bfloat16(), 1e4, 1.0).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_given_positions_take_the_place_of_the_row_and_turn_back(fraction: float):
+    x = random_heads().requires_grad_()
+    positions = torch.randint(0, 9, (9, 2), generator=torch.Generator().manual_seed(3))
+    out = apply_rotary(x, 100.0, fraction, positions)
+    for place in range(9):
+        for row in range(2):
+            at = torch.zeros(9, 1, 3, 16)
+            at[positions[place, row]] = x[place, row]
+            expected = apply_rotary(at, 100.0, fraction)[positions[place, row], 0]
+            torch.testing.assert_close(out[place, row], expected)
+    upstream = apply_rotary(random_heads(seed=1), 100.0, fraction, positions)
+    out.backward(upstream)
+    torch.testing.assert_close(x.grad, random_heads(seed=1), rtol=0, atol=2e-6)
+    assert apply_rotary(x, 100.0, fraction, torch.arange(9)[:, None].expand(9, 2)).equal(
+        apply_rotary(x, 100.0, fraction)
+    )

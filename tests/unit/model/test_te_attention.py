@@ -63,10 +63,19 @@ def test_the_kernel_adds_nothing_to_checkpoints(kernel: None):
         ("cuda", "rope", False, CausalAttention),
         ("cuda", "alibi", True, CausalAttention),
         ("cpu", "rope", True, CausalAttention),
+        ("cuda", "rope --reset-attention-mask", True, CausalAttention),
+        ("cuda", "rope --reset-position-ids", True, CausalAttention),
+        ("cuda", "learned_absolute --reset-position-ids", True, TransformerEngineAttention),
     ],
 )
 def test_the_kernel_is_taken_on_a_gpu_that_has_it(device, positions, installed, expected, monkeypatch):
     monkeypatch.setattr("megatron_ext.model.gpt.has_transformer_engine", lambda: installed)
-    run = load_run_config(f"{MODEL} {positions}".split(), 1, "model").run
+    run = load_run_config(f"{MODEL} {positions}".split(), 1, "model").run  # positions may bring flags about documents
     attention = layer_spec(run, device).submodules.self_attention.submodules.core_attention
     assert attention.func is expected
+
+
+@pytest.mark.parametrize("positions", [Positions(alibi=True), Positions(isolate=True), Positions(restart=True)])
+def test_what_the_kernel_cannot_do_is_not_given_to_it(kernel: None, positions: Positions):
+    with pytest.raises(AssertionError, match="CausalAttention"):
+        TransformerEngineAttention(None, positions)

@@ -72,3 +72,16 @@ def test_a_stage_in_the_middle_reads_nothing_and_has_no_loss():
     assert calls == [(None, None, None)] and output.equal(torch.ones(1))
     with pytest.raises(AssertionError, match="only the last stage"):
         loss_function(output)
+
+
+def test_where_documents_begin_takes_the_place_of_the_mask():
+    calls = []
+
+    def stage(*arguments: object, labels: object) -> torch.Tensor:
+        calls.append(arguments)
+        return torch.ones(1, 2)
+
+    batch = {name: torch.zeros(1, 2) for name in ("tokens", "position_ids", "labels", "loss_mask")}
+    forward_step(iter([batch]), stage)
+    forward_step(iter([{**batch, "document_starts": torch.tensor([[0, 1]])}]), stage)
+    assert calls[0][2] is None and calls[1][2].tolist() == [[0, 1]]

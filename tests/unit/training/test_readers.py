@@ -100,3 +100,35 @@ def test_masks_and_positions_are_those_the_run_asks_for():
         assert is_end[:, :-1].any()
         assert (batch["loss_mask"] == 0).equal(is_end & mask)
         assert (batch["position_ids"][:, 1:] == 0).any().item() is reset
+
+
+@pytest.mark.parametrize(
+    ("values", "reads"),
+    [
+        ({"reset_attention_mask": True}, True),
+        ({"reset_position_ids": True}, True),  # of RoPE, which every stage rotates by
+        ({"reset_position_ids": True, "position_embedding_type": "learned_absolute"}, False),
+        ({}, False),
+    ],
+)
+def test_every_stage_reads_where_attention_must_know_documents(values: dict, reads: bool):
+    view = TokenView(eod_share=0.1)
+    with open_readers(parts_of(FIRST, MIDDLE, LAST, **values), view, 8, lambda _: 4) as readers:
+        assert (readers[1] is not None) is reads
+        batches = [next(reader) for reader in readers if reader is not None]
+    assert len({tuple(batch["tokens"].flatten().tolist()) for batch in batches}) == 1
+    for batch in batches:
+        assert ("document_starts" in batch) is reads
+        if reads:
+            ends = batch["tokens"][:, :-1] == TOKENIZER.eod_id
+            assert (batch["document_starts"].diff(dim=1) > 0).equal(ends)
+
+
+def test_on_a_device_where_documents_begin_stays_with_the_host():
+    import torch
+
+    parts = parts_of(WHOLE, reset_attention_mask=True)
+    parts.world.device = torch.device("meta")
+    with open_readers(parts, TokenView(), 0, lambda _: 4) as [reader]:
+        batch = next(reader)
+    assert {name for name, tensor in batch.items() if tensor.device.type == "cpu"} == {"document_starts"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,6 +94,76 @@ def test_masked_tokens_do_not_count(world: World):
     view = TokenView(eod_share=0.08)
     masked, unmasked = (curve(tiny_run(eod_mask_loss=mask), world, view, 1)[0].lm_loss for mask in (True, False))
     assert masked != pytest.approx(unmasked, rel=1e-5)
+
+
+class MaskedView(TokenView):
+    """Random codes of a loss mask; samples whose number is in `silent` have nothing to learn."""
+
+    has_loss_mask = True
+
+    def __init__(self, silent: tuple[int, ...] = (), **settings: float) -> None:
+        super().__init__(**settings)
+        self.codes = np.random.default_rng(5).integers(0, 3, self.tokens.shape).astype(np.uint8)
+        self.codes[list(silent)] = 0
+
+    def loss_mask(self, sample_id: int) -> np.ndarray:
+        return self.codes[sample_id]
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+@pytest.mark.parametrize("eod_mask_loss", [False, True])
+@pytest.mark.parametrize("silent", [(), (1,), (0, 1)], ids=["all learn", "one silent", "two silent"])
+def test_the_loss_is_the_mean_over_the_learned_positions(
+    silent: tuple[int, ...], eod_mask_loss: bool, micro_batch_size: int, world: World
+):
+    """By hand, token by token; a micro-batch without any learned token weighs nothing and makes no NaN."""
+    view = MaskedView(silent, eod_share=0.05)
+    run = tiny_run(eod_mask_loss=eod_mask_loss, micro_batch_size=micro_batch_size, lr=1e-30)
+    parts = tiny_components(run, world, train=view)
+    logits = parts.models[0](torch.from_numpy(view.tokens[:4, :-1]), torch.arange(16).expand(4, 16), None)
+    logits = logits.double()[..., :VOCAB_SIZE]
+    losses = []
+    for sample in range(4):
+        for j in range(16):
+            code, label = view.codes[sample, j + 1], view.tokens[sample, j + 1]
+            if code and not (eod_mask_loss and view.tokens[sample, j] == TOKENIZER.eod_id):
+                losses.append(-logits[sample, j].log_softmax(-1)[TOKENIZER.eod_id if code == 2 else label].item())
+    [result] = train(parts, 1)
+    assert 0 < len(losses) < 64
+    assert result.lm_loss == pytest.approx(np.mean(losses), rel=1e-6)
+    assert math.isfinite(result.grad_norm) and not result.skipped
+
+
+def test_a_batch_without_any_learned_token_changes_nothing_and_is_told(world: World, capsys):
+    """Not even through Adam's momentum or weight decay."""
+    parts = tiny_components(tiny_run(weight_decay=0.5), world, train=MaskedView((4, 5, 6, 7)))
+    state = TrainState()
+    train(parts, 1, state)
+    before = [parameter.detach().clone() for parameter in parts.models[0].parameters()]
+    [silent] = train(parts, 1, state)
+    assert (silent.lm_loss, silent.skipped, silent.grad_norm) == (0.0, True, None)
+    assert all(parameter.equal(old) for parameter, old in zip(parts.models[0].parameters(), before, strict=True))
+    assert "iteration 2 has no learned token in its 4 samples" in capsys.readouterr().err
+    assert (state.skipped_iterations, state.nan_iterations, state.schedule_step) == (1, 0, 4)
+    [after] = train(parts, 1, state)
+    assert math.isfinite(after.lm_loss) and not after.skipped
+    assert not any(parameter.equal(old) for parameter, old in zip(parts.models[0].parameters(), before, strict=True))
+
+
+def test_isolated_documents_are_trained_apart(world: World):
+    view = TokenView(eod_share=0.08)
+    curves = {}
+    for values in (
+        (),
+        ("reset_attention_mask",),
+        ("reset_position_ids",),
+        ("reset_attention_mask", "reset_position_ids"),
+    ):
+        run = tiny_run(**dict.fromkeys(values, True))
+        curves[values] = [result.lm_loss for result in curve(run, world, view, 3)]
+    plain, isolated, restarted, both = curves.values()
+    assert isolated == both, "RoPE is relative: isolated documents need no new positions"
+    assert len({tuple(plain), tuple(isolated), tuple(restarted)}) == 3
 
 
 def test_the_result_tells_what_the_step_was(world: World):
