@@ -1,4 +1,4 @@
-r"""Train a SentencePiece tokenizer on raw text: JSON lines or plain text in, PREFIX.model and PREFIX.vocab out.
+r"""Train a SentencePiece tokenizer on raw text: JSON, parquet or plain text in, PREFIX.model and PREFIX.vocab out.
 
 Example:
     python tools/train_tokenizer.py --input corpus.jsonl --output-prefix tokenizer --preset llama2 --vocab-size 8000
@@ -25,13 +25,17 @@ _NORMALIZATIONS = ("identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf")
 
 def make_parser() -> CommandParser:
     """The flags; those of SentencePiece have its names, and their defaults come from the preset."""
+    from megatron_ext.data.sources.inputs import FORMATS
     from megatron_ext.tokenizer.presets import PRESETS
 
     parser = CommandParser(__doc__ or "")
     parser.formatter_class = argparse.HelpFormatter
     data = parser.add_argument_group("text")
     data.add_argument(
-        "--input", nargs="+", required=True, help="JSON-lines or plain text files, .gz or .zst, or patterns"
+        "--input", nargs="+", required=True, help="files, folders or patterns, .gz and .zst too; - is standard input"
+    )
+    data.add_argument(
+        "--input-format", choices=("auto", *FORMATS), default="auto", help="auto goes by the suffix (default: auto)"
     )
     data.add_argument("--json-keys", nargs="+", default=["text"], help="keys whose texts are used (default: text)")
     data.add_argument(
@@ -89,6 +93,7 @@ def main(argv: list[str]) -> None:
             inputs=tuple(arguments.input),
             output_prefix=arguments.output_prefix,
             settings=settings_from(arguments),
+            input_format=arguments.input_format,
             json_keys=tuple(arguments.json_keys),
             with_pad=arguments.with_pad,
             input_sentence_size=arguments.input_sentence_size,

@@ -1,25 +1,26 @@
-"""One line of JSON to the texts of its keys, or to the reason why not."""
+"""One record to the texts of its keys, or to the reason why not."""
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A line that gives no document.
+    """A record that gives no document.
 
     Attributes:
         file_index: position of the file in the list of inputs.
-        line: line number, counted from 1.
+        line: number of the record in its file, counted from 1; of a file of lines, the line.
         reason: one of the few words of REASONS, for counting.
         detail: what exactly is wrong.
-        raw: the line as it stands in the file.
+        raw: the record as it stands in the file.
     """
 
     file_index: int
@@ -45,15 +46,20 @@ REASONS = (
     "invalid UTF-8",
     "lone surrogate",
     "broken JSON",
+    "too deep",
+    "too long",
     "not an object",
     "missing key",
     "wrong type",
+    "bad conversation",
+    "bad conversation",
+    "nothing to learn",
     "not tokenizable",
 )
 
 
 class RecordError(Exception):
-    """Why a line gives no document: (reason, detail)."""
+    """Why a record gives no document: (reason, detail)."""
 
     @property
     def reason(self) -> str:
@@ -75,31 +81,58 @@ def parse_record(line: bytes, keys: Sequence[str]) -> list[str]:
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise _why_not_json(line, error) from None
+        raise why_not_json(line, error) from None
     if not isinstance(record, dict):
-        raise RecordError("not an object", f"the line holds {_kind(record)}")
+        raise RecordError("not an object", f"the line holds {kind_of(record)}")
+    return texts_of(record, keys)
+
+
+def texts_of(record: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """The text of each key of an object.
+
+    Raises:
+        RecordError: one of the keys is missing or holds no text.
+    """
     texts = []
     for key in keys:
         if key not in record:
             raise RecordError("missing key", f"no key {key!r}")
         if not isinstance(record[key], str):
-            raise RecordError("wrong type", f"key {key!r} holds {_kind(record[key])} instead of text")
+            raise RecordError("wrong type", f"key {key!r} holds {kind_of(record[key])} instead of text")
         texts.append(record[key])
     return texts
 
 
-def _why_not_json(line: bytes, error: orjson.JSONDecodeError) -> RecordError:
-    if not line.strip():
-        return RecordError("blank line", "nothing but white space" if line else "nothing")
+def why_not_json(text: bytes, error: orjson.JSONDecodeError) -> RecordError:
+    """What is wrong with a text that the JSON parser refused with `error`."""
+    if not text.strip():
+        return RecordError("blank line", "nothing but white space" if text else "nothing")
     try:
-        line.decode("utf-8")
+        text.decode("utf-8")
     except UnicodeDecodeError as unicode_error:
-        return RecordError("invalid UTF-8", f"byte {unicode_error.start + 1} of the line ({unicode_error.reason})")
+        return why_not_utf8(unicode_error)
     if "surrogate" in str(error):
         return RecordError("lone surrogate", str(error))
+    if "depth limit" in str(error):
+        return RecordError("too deep", "more than 1024 brackets inside each other")
     return RecordError("broken JSON", str(error))
 
 
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return names.get(type(value), "null")
+def why_not_utf8(error: UnicodeDecodeError) -> RecordError:
+    """Which byte of a text is not UTF-8."""
+    return RecordError("invalid UTF-8", f"byte {error.start + 1} of the record ({error.reason})")
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words with an article."""
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bytes: "bytes",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
+    return names.get(type(value), f"a {type(value).__name__}")

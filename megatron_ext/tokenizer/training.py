@@ -15,8 +15,11 @@ from sentencepiece import sentencepiece_model_pb2
 
 from megatron_ext import log
 from megatron_ext.data.pending import PendingFile
-from megatron_ext.data.readers import ReadProgress, expand_inputs, read_blocks
-from megatron_ext.data.records import RecordError, parse_record
+from megatron_ext.data.records import RecordError, texts_of
+from megatron_ext.data.sources.inputs import InputFile, expand_inputs
+from megatron_ext.data.sources.parsing import Record
+from megatron_ext.data.sources.pieces import ReadOptions, ReadProgress
+from megatron_ext.data.sources.read import read_blocks
 from megatron_ext.errors import TokenizerError
 from megatron_ext.tokenizer.presets import TrainingSettings
 
@@ -26,7 +29,6 @@ _LINE_ENDS = re.compile("[\n\r\t\x00\u2585]+")
 _MAX_LINE_CHARS = 4096
 _MAX_LINE_BYTES = 4 * _MAX_LINE_CHARS  # the trainer leaves out longer lines; no cut line reaches this
 _NUM_THREADS = 16  # fixed, whatever the machine has: unigram sums depend on it in their last bits
-_JSON_SUFFIXES = {".jsonl", ".json", ".ndjson"}
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,15 @@ class TokenizerRequest:
     """What to train on, how, and where to write.
 
     Attributes:
-        inputs: files or glob patterns, .gz and .zst allowed; JSON lines by their suffix, anything else plain text.
+        inputs: files, folders, glob patterns or `-`, in every format that can be tokenized.
         output_prefix: `PREFIX.model` and `PREFIX.vocab` are written.
         settings: what decides the model.
-        json_keys: keys of JSON lines whose texts are used.
+        json_keys: keys of JSON objects, or columns of parquet files, whose texts are used.
         with_pad: give id 3 to a padding piece.
         input_sentence_size: lines drawn at random for the training; 0 uses all.
         seed: decides which lines are drawn.
         overwrite: replace outputs that exist.
+        input_format: "auto" goes by the suffix (an unknown one means JSON lines); others as in `inputs.FORMATS`.
     """
 
     inputs: tuple[str, ...]
@@ -52,6 +55,7 @@ class TokenizerRequest:
     input_sentence_size: int = 0
     seed: int = 1234
     overwrite: bool = False
+    input_format: str = "auto"
 
 
 @dataclass
@@ -78,10 +82,10 @@ def train_tokenizer(request: TokenizerRequest) -> TextCounts:
     """
     outputs = [Path(f"{request.output_prefix}.{suffix}") for suffix in ("vocab", "model")]
     _refuse_existing(outputs, request.overwrite)
-    paths = expand_inputs(request.inputs)
+    files = expand_inputs(request.inputs, request.input_format)
     counts = TextCounts()
     log.info(f"training {request.settings.model_type} with {request.settings.vocab_size} pieces ...")
-    lines = text_lines(paths, request.json_keys, counts)
+    lines = text_lines(files, request.json_keys, counts)
     if request.input_sentence_size > 0:
         lines = draw_lines(lines, request.input_sentence_size, request.seed)
     content = _train(request, lines, counts)
@@ -94,19 +98,18 @@ def train_tokenizer(request: TokenizerRequest) -> TextCounts:
     return counts
 
 
-def text_lines(paths: Sequence[Path], json_keys: Sequence[str], counts: TextCounts) -> Iterator[str]:
+def text_lines(files: Sequence[InputFile], json_keys: Sequence[str], counts: TextCounts) -> Iterator[str]:
     """The lines of all texts, none of them longer than the trainer takes; updates `counts`."""
-    is_json = [_is_json(path) for path in paths]
-    for block in read_blocks(paths, ReadProgress()):
-        for raw in block.lines():
+    options = ReadOptions(columns=tuple(json_keys))
+    for block in read_blocks(files, ReadProgress(), options=options):
+        for record in block.parsed():
             counts.read += 1
             try:
-                texts = parse_record(raw, json_keys) if is_json[block.file_index] else [_decode(raw)]
+                lines = [line for text in _texts(record, json_keys) for line in _cut(text)]
             except RecordError as error:
                 counts.bad += 1
                 counts.reasons[error.reason] = counts.reasons.get(error.reason, 0) + 1
                 continue
-            lines = [line for text in texts for line in _cut(text)]
             counts.used += bool(lines)
             counts.empty += not lines
             counts.lines += len(lines)
@@ -240,16 +243,10 @@ def _cut(text: str) -> Iterator[str]:
             yield line
 
 
-def _decode(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RecordError("invalid UTF-8", str(error)) from None
-
-
-def _is_json(path: Path) -> bool:
-    suffixes = [suffix for suffix in path.suffixes if suffix not in {".gz", ".zst"}]
-    return bool(suffixes) and suffixes[-1] in _JSON_SUFFIXES
+def _texts(record: Record, json_keys: Sequence[str]) -> list[str]:
+    if isinstance(record, RecordError):
+        raise record
+    return [record] if isinstance(record, str) else texts_of(record, json_keys)
 
 
 def _refuse_existing(outputs: Sequence[Path], overwrite: bool) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ext.data.records import REASONS, BadRecord, RecordError, parse_record
+from megatron_ext.data.records import REASONS, BadRecord, RecordError, kind_of, parse_record, texts_of
 
 BAD_LINES = [
     (b"", "blank line"),
@@ -23,7 +23,7 @@ BAD_LINES = [
     (b'{"n": 1e400, "text": "a"}', "broken JSON"),
     (b'{"text": "a\x00"}', "broken JSON"),
     (b'{"text": "\x01"}', "broken JSON"),
-    (b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", "broken JSON"),
+    (b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", "too deep"),
     (b'{"text": "\xff"}', "invalid UTF-8"),
     (b'{"text": "\xc0\xaf"}', "invalid UTF-8"),
     (b'{"text": "\xed\xa0\x80"}', "invalid UTF-8"),
@@ -91,3 +91,17 @@ def test_the_quarantine_keeps_place_reason_and_bytes():
     entry = json.loads(BadRecord(0, 7, "invalid UTF-8", "byte 11", raw).to_json("corpus.jsonl"))
     assert (entry["file"], entry["line"], entry["reason"]) == ("corpus.jsonl", 7, "invalid UTF-8")
     assert base64.b64decode(entry["bytes_base64"]) == raw
+
+
+def test_the_texts_of_an_object_come_by_its_keys():
+    assert texts_of({"a": "x", "b": "y"}, ["b", "a"]) == ["y", "x"]
+    with pytest.raises(RecordError, match="no key 'c'"):
+        texts_of({"a": "x"}, ["c"])
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(None, "null"), (True, "true or false"), (1.5, "a number"), (b"", "bytes"), ({1}, "a set"), ([], "a list")],
+)
+def test_values_are_called_by_their_json_names(value: object, kind: str):
+    assert kind_of(value) == kind

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
 import pytest
 import sentencepiece
+from pyarrow import parquet
 
+from megatron_ext.data.sources.inputs import expand_inputs
 from megatron_ext.errors import DataError, TokenizerError
 from megatron_ext.tokenizer import training
 from megatron_ext.tokenizer.build import build_tokenizer
@@ -94,7 +99,7 @@ def test_lines_the_trainer_would_leave_out_are_cut_instead(tmp_path: Path):
     long = "x" * 10_000
     texts = ["tab\there", "null\x00here", "mark\u2585here", "two\nlines\r\n", long, "words " * 2000, "", "\n"]
     counts = TextCounts()
-    lines = list(text_lines([write_jsonl(tmp_path / "in.jsonl", texts)], ["text"], counts))
+    lines = list(text_lines(expand_inputs([str(write_jsonl(tmp_path / "in.jsonl", texts))]), ["text"], counts))
     assert not any(set(line) & set("\n\r\t\x00\u2585") for line in lines)
     assert max(map(len, lines)) <= 4096
     assert "".join(lines) == "tabherenullheremarkheretwolines" + long + "words " * 2000
@@ -103,15 +108,29 @@ def test_lines_the_trainer_would_leave_out_are_cut_instead(tmp_path: Path):
 
 
 def test_plain_text_and_packed_json_are_told_apart_by_their_names(tmp_path: Path):
-    import gzip
-
-    (tmp_path / "plain.txt").write_bytes(b'{"text": "not parsed"}\n\xff\n')
+    (tmp_path / "plain.txt").write_bytes(b'{"text": "not parsed"}\n\xff\n\n')
     (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(b'{"text": "parsed"}\n{\n'))
     counts = TextCounts()
-    lines = list(text_lines([tmp_path / "plain.txt", tmp_path / "packed.jsonl.gz"], ["text"], counts))
-    assert lines == ['{"text": "not parsed"}', "parsed"]
+    files = expand_inputs([str(tmp_path / "plain.txt"), str(tmp_path / "packed.jsonl.gz")])
+    assert list(text_lines(files, ["text"], counts)) == ['{"text": "not parsed"}', "parsed"]
     assert counts.reasons == {"invalid UTF-8": 1, "broken JSON": 1}
-    assert counts.read == counts.used + counts.bad + counts.empty == 4
+    assert counts.read == counts.used + counts.bad + counts.empty == 5
+    assert counts.empty == 1
+
+
+@pytest.mark.parametrize("form", ["in.jsonl", "in.json", "in.parquet", "in.txt", "unknown.suffix"])
+def test_the_same_text_in_any_format_trains_the_same_model(corpus: Path, form: str):
+    texts = [json.loads(line)["text"].replace("\n", " ") for line in corpus.read_text(encoding="utf-8").splitlines()]
+    path = write_jsonl(corpus.parent / form, texts)
+    if form == "in.json":
+        path.write_text(json.dumps([{"text": text} for text in texts], indent=1), encoding="utf-8")
+    elif form == "in.parquet":
+        parquet.write_table(pyarrow.table({"text": texts, "unused": range(len(texts))}), path)
+    elif path.suffix not in (".json", ".jsonl"):
+        path.write_text("\n".join(texts), encoding="utf-8")
+    train(path, "tok", input_format="text" if form == "unknown.suffix" else "auto")
+    train(write_jsonl(corpus.parent / "reference.jsonl", texts), "reference")
+    assert (corpus.parent / "tok.model").read_bytes() == (corpus.parent / "reference.model").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Input files of every format to blocks of records: found, unpacked, cut, resumed, sharded (see `read.read_blocks`)."""
