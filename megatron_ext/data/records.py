@@ -72,21 +72,6 @@ class RecordError(Exception):
         return self.args[1]
 
 
-def parse_record(line: bytes, keys: Sequence[str]) -> list[str]:
-    """The text of each key of one JSON object.
-
-    Raises:
-        RecordError: the line is none, or one of the keys has no text.
-    """
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise why_not_json(line, error) from None
-    if not isinstance(record, dict):
-        raise RecordError("not an object", f"the line holds {kind_of(record)}")
-    return texts_of(record, keys)
-
-
 def texts_of(record: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
     """The text of each key of an object.
 

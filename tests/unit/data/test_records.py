@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ext.data.records import REASONS, BadRecord, RecordError, kind_of, parse_record, texts_of
+from megatron_ext.data.records import REASONS, BadRecord, RecordError, kind_of, texts_of
+from megatron_ext.data.rows.text_form import TextForm
+from megatron_ext.data.sources.parsing import parse_lines
 
 BAD_LINES = [
     (b"", "blank line"),
@@ -43,6 +45,12 @@ BAD_LINES = [
     (b'{"text": ["a"]}', "wrong type"),
     (b'{"text": {"a": "b"}}', "wrong type"),
 ]
+
+
+def parse_record(line: bytes, keys: list[str]) -> list[str]:
+    """The texts of one line, as preprocessing gets them."""
+    (record,) = parse_lines([line])
+    return TextForm(tuple(keys), None).texts(record)
 
 
 @pytest.mark.parametrize(("line", "reason"), BAD_LINES, ids=lambda value: repr(value)[:40])
