@@ -26,7 +26,6 @@ _LONG_DOCUMENTS = ("cut", "refuse", "drop")
 def make_parser() -> CommandParser:
     """The flags of the command; one that is not given is None, so that none is accepted and ignored."""
     parser = CommandParser(__doc__)
-    parser.formatter_class = argparse.HelpFormatter
     parser.add_argument("--method", choices=_METHODS, required=True, help="the packing rule")
     parser.add_argument("--input", nargs="+", required=True, metavar="PREFIX", help="datasets, without suffix")
     parser.add_argument("--output-prefix", required=True, help="path without suffix; buckets write PREFIX_SIZE")

@@ -22,7 +22,7 @@ from megatron_ext.data.reporter import Reporter
 from megatron_ext.data.rows.encoder import BlockEncoder, EncodedBlock, EncodeSettings
 from megatron_ext.data.rows.forms import RowForm, make_row_form, special_ids_of
 from megatron_ext.data.rows.settings import RowSettings
-from megatron_ext.data.run_journal import RunJournal, RunState, finished_manifests
+from megatron_ext.data.run_journal import RunJournal, RunState, finished_manifests, refuse_unusable_names
 from megatron_ext.data.sources.blocks import RecordBlock
 from megatron_ext.data.sources.inputs import InputFile, expand_inputs
 from megatron_ext.data.sources.pieces import ReadProgress
@@ -144,6 +144,7 @@ def _prepare(request: PreprocessRequest) -> _Job:
     )
     check_on_files(files, form, tokenizer)
     _make_folder(Path(request.output_prefix).parent)
+    refuse_unusable_names(layout)
     return _Job(request, form, tokenizer, files, settings, layout)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from megatron_ext import log
 from megatron_ext.data.journal import Journal
 from megatron_ext.data.manifest import DatasetManifest, manifest_path, read_manifest
 from megatron_ext.data.outputs import OutputLayout, OutputTotals
+from megatron_ext.data.pending import partial_path
 from megatron_ext.data.sources.blocks import Position
 from megatron_ext.errors import DataError
 
@@ -115,6 +118,29 @@ def finished_manifests(layout: OutputLayout) -> list[DatasetManifest] | None:
         return None
     found = [read_manifest(prefix) for prefix in layout.prefixes]
     return [manifest for manifest in found if manifest is not None]
+
+
+def refuse_unusable_names(layout: OutputLayout) -> None:
+    """Find out before the work, not after it, that an output cannot have its name.
+
+    Raises:
+        DataError: something that is no file has the name of an output, or the name is too long.
+    """
+    for path in (layout.journal_path, *layout.result_paths):
+        for name in (path, partial_path(path)):
+            try:
+                is_file = stat.S_ISREG(os.stat(name).st_mode)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise DataError(
+                    f"the output {name} cannot be written ({error.strerror})", fix="Choose another --output-prefix"
+                ) from None
+            if not is_file:
+                raise DataError(
+                    f"the output {path} cannot be written: {name} is no file",
+                    fix="Move it away, or choose another --output-prefix",
+                )
 
 
 def _refuse_other_run(header: dict[str, Any], facts: dict[str, Any], path: Path) -> None:

@@ -134,6 +134,16 @@ def test_token_offsets_rise_to_the_number_of_tokens(prefix: str):
     assert offsets[-1] == dataset.num_tokens == len(dataset.tokens)
 
 
+def test_document_offsets_are_those_of_their_first_sequences(tmp_path: Path):
+    write_indexed(tmp_path / "data", [[1], [2, 3], [4]], np.uint16)
+    path = tmp_path / "data.idx"
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) - 32] + np.array([0, 2, 2, 3], "<i8").tobytes())
+    dataset = IndexedDataset(tmp_path / "data")
+    assert dataset.document_offsets(0, 3).tolist() == [0, 3, 3, 4]
+    assert dataset.document_offsets(1, 2).tolist() == [3, 3]
+
+
 def test_identity_tells_datasets_apart_without_a_manifest(tmp_path: Path):
     first, again, other = (IndexedDataset(make_dataset(tmp_path, f"d{i}", seed)) for i, seed in enumerate((0, 0, 1)))
     assert first.identity == again.identity != other.identity

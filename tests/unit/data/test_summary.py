@@ -14,6 +14,16 @@ def test_the_summary_accounts_for_every_record(tmp_path: Path):
     path.write_bytes(b'{"text": "1 2"}\n\n{"text": ""}\n')
     manifests = preprocess(PreprocessRequest((str(path),), str(tmp_path / "out"), "NullTokenizer", vocab_size=9))
     heads, row, reasons = summary_lines(OutputLayout(str(tmp_path / "out"), ("text",), "uint16"), manifests)
-    assert heads.split() == ["dataset", "records", "documents", "quarantined", "empty", "tokens", "largest", "id", "type"]
+    assert heads.split() == [
+        "dataset",
+        "records",
+        "documents",
+        "quarantined",
+        "empty",
+        "tokens",
+        "largest",
+        "id",
+        "type",
+    ]
     assert row.split() == [str(tmp_path / "out_text_document"), "3", "1", "1", "1", "2", "2", "uint16"]
     assert reasons == f"quarantined records are in {tmp_path / 'out.quarantine.jsonl'}: 1 blank line"
