@@ -149,7 +149,7 @@ def side_work(options: argparse.Namespace) -> Callable[[], object]:
     """One side's work, ready to start."""
     prefix = f"{options.output}/{options.side}"
     if options.side == "ours":
-        from megatron_ext.data.preprocess import PreprocessRequest, preprocess
+        from megatron_ext.data.preprocessing.preprocess import PreprocessRequest, preprocess
         from megatron_ext.data.rows.settings import RowSettings
 
         types = {"tokenizers": "HuggingFaceTokenizer", "sentencepiece": "GPTSentencePieceTokenizer"}

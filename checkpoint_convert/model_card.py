@@ -39,7 +39,7 @@ class Origin:
 
 def dataset_facts(run: RunConfig) -> list[dict[str, Any]]:
     """One entry per training dataset: its name, and the facts of its manifest where that can still be read."""
-    from megatron_ext.data.manifest import read_manifest
+    from megatron_ext.data.store.manifest import read_manifest
     from megatron_ext.errors import DataError
 
     entries = []

@@ -16,8 +16,8 @@ from tests.source_files import ROOT, Source, python_sources, shipped_sources, tr
 
 TOP_LEVEL = {
     ".ci", ".gitignore", "LICENSE", "Makefile", "README.md", "CHANGELOG.md", "benchmarks", "checkpoint_convert",
-    "configs", "csrc", "docs", "examples", "megatron_ext", "pretrain_gpt.py", "pyproject.toml", "requirements", "setup.py",
-    "tests", "tools",
+    "configs", "csrc", "docs", "examples", "megatron_ext", "pretrain_gpt.py", "pyproject.toml", "requirements",
+    "setup.py", "tests", "tools",
 }  # fmt: skip
 
 # Which of our own packages a folder may import. `pretrain_gpt.py`, tools and conversion stand above megatron_ext.

@@ -15,8 +15,8 @@ from megatron_ext.data.command_flags import CommandParser
 from megatron_ext.errors import DataError, run_command
 
 if TYPE_CHECKING:
-    from megatron_ext.data.dataset_summary import LengthTable
-    from megatron_ext.data.indexed import IndexedDataset
+    from megatron_ext.data.store.dataset_summary import LengthTable
+    from megatron_ext.data.store.indexed import IndexedDataset
 
 _FIRST_DOCUMENTS = 3
 _BINS = 60
@@ -51,9 +51,9 @@ def main(argv: list[str]) -> None:
         MegatronExtError: what the user has to mend.
     """
     arguments = make_parser().parse_args(argv)
-    from megatron_ext.data.dataset_names import dataset_prefixes
-    from megatron_ext.data.dataset_summary import document_lengths, summary_rows
-    from megatron_ext.data.indexed import IndexedDataset
+    from megatron_ext.data.store.dataset_names import dataset_prefixes
+    from megatron_ext.data.store.dataset_summary import document_lengths, summary_rows
+    from megatron_ext.data.store.indexed import IndexedDataset
 
     prefixes = dataset_prefixes([arguments.dataset])
     if len(prefixes) > 1:
@@ -75,7 +75,7 @@ def show_documents(dataset: IndexedDataset, arguments: Any) -> None:
     Raises:
         MegatronExtError: there is no such document, or the tokenizer is not the one that made the data.
     """
-    from megatron_ext.data.document_view import DocumentView, marks_for
+    from megatron_ext.data.store.document_text import DocumentText, marks_for
 
     numbers = arguments.documents
     if numbers is None:
@@ -87,7 +87,7 @@ def show_documents(dataset: IndexedDataset, arguments: Any) -> None:
         return
     tokenizer = _tokenizer(dataset, arguments)
     eod_id = dataset.manifest.tokenizer.eod_id if dataset.manifest else tokenizer and tokenizer.eod_id
-    view = DocumentView(tokenizer, arguments.ids, marks_for(sys.stdout), arguments.max_tokens, eod_id)
+    view = DocumentText(tokenizer, arguments.ids, marks_for(sys.stdout), arguments.max_tokens, eod_id)
     if dataset.loss_mask is not None:
         print(f"marks: {view.marks.legend}")
     for number in (number % dataset.num_documents for number in numbers):
@@ -102,7 +102,7 @@ def _tokenizer(dataset: IndexedDataset, arguments: Any) -> Any:
 
     A tokenizer named by a flag has to be the right one.
     """
-    from megatron_ext.data.dataset_tokenizer import TokenizerFlags, open_tokenizer
+    from megatron_ext.data.store.dataset_tokenizer import TokenizerFlags, open_tokenizer
     from megatron_ext.errors import TokenizerError
 
     flags = TokenizerFlags(arguments.tokenizer_type, arguments.tokenizer_model, arguments.vocab_size)

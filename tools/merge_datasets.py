@@ -41,8 +41,8 @@ def requests_of(arguments: Any) -> list[Any]:
     Raises:
         MegatronExtError: the flags do not say what to join, or nothing is there.
     """
-    from megatron_ext.data.dataset_names import dataset_prefixes, shards_by_key
-    from megatron_ext.data.merge import MergeRequest
+    from megatron_ext.data.store.dataset_names import dataset_prefixes, shards_by_key
+    from megatron_ext.data.store.merge import MergeRequest
 
     if (arguments.shards is None) == (arguments.input is None):
         raise ConfigError("give either --shards or --input", fix="See --help")
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     arguments = make_parser().parse_args(argv)
     from tqdm import tqdm
 
-    from megatron_ext.data.merge import bytes_to_copy, merge_datasets
+    from megatron_ext.data.store.merge import bytes_to_copy, merge_datasets
 
     requests = requests_of(arguments)
     total = sum(bytes_to_copy(request.prefixes) for request in requests)

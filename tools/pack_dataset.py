@@ -1,4 +1,4 @@
-r"""Pack finished datasets into blocks: one document of the output is one training sample of at most --seq-length tokens.
+r"""Pack finished datasets into blocks: a document of the output is a training sample of at most --seq-length tokens.
 
 Example:
     python tools/pack_dataset.py --method first-fit --input data/chat_text_document data/code_text_document \
@@ -12,8 +12,6 @@ Train on it with --dataset-packing documents. Methods:
 """
 
 from __future__ import annotations
-
-import argparse
 
 from megatron_ext.data.command_flags import CommandParser
 from megatron_ext.errors import run_command

@@ -21,7 +21,7 @@ from megatron_ext.data.command_flags import CommandParser
 from megatron_ext.errors import DataError, run_command
 
 if TYPE_CHECKING:
-    from megatron_ext.data.preprocess import PreprocessRequest
+    from megatron_ext.data.preprocessing.preprocess import PreprocessRequest
     from megatron_ext.data.rows.settings import RowSettings
 
 _ONE_FILE = "one run reads any number of files with any number of workers; --shard I/N divides a run over machines"
@@ -201,13 +201,13 @@ def main(argv: list[str]) -> None:
     arguments = make_parser().parse_args(argv)
     request = request_of(arguments)
     if arguments.executor == "ray":
-        from megatron_ext.data.ray_executor import preprocess_on_ray
+        from megatron_ext.data.preprocessing.ray_executor import preprocess_on_ray
 
         preprocess_on_ray(request, arguments.num_shards, arguments.ray_address)
         return
     if arguments.num_shards is not None or arguments.ray_address is not None:
         raise DataError("--num-shards and --ray-address belong to --executor ray", fix="Add it, or leave them out")
-    from megatron_ext.data.preprocess import preprocess
+    from megatron_ext.data.preprocessing.preprocess import preprocess
 
     preprocess(request)
 
@@ -218,7 +218,7 @@ def request_of(arguments: argparse.Namespace) -> PreprocessRequest:
     Raises:
         DataError: a flag cannot be read.
     """
-    from megatron_ext.data.preprocess import PreprocessRequest
+    from megatron_ext.data.preprocessing.preprocess import PreprocessRequest
     from megatron_ext.data.sources.shards import parse_shard
 
     return PreprocessRequest(

@@ -36,9 +36,9 @@ def main(argv: list[str]) -> int:
     arguments = make_parser().parse_args(argv)
     from tqdm import tqdm
 
-    from megatron_ext.data.dataset_names import dataset_prefixes
-    from megatron_ext.data.dataset_tokenizer import TokenizerFlags
-    from megatron_ext.data.verify import VerifyOptions, bytes_to_read, verify_dataset
+    from megatron_ext.data.store.dataset_names import dataset_prefixes
+    from megatron_ext.data.store.dataset_tokenizer import TokenizerFlags
+    from megatron_ext.data.store.verify import VerifyOptions, bytes_to_read, verify_dataset
 
     flags = TokenizerFlags(arguments.tokenizer_type, arguments.tokenizer_model, arguments.vocab_size)
     options = VerifyOptions(arguments.fast, not arguments.no_manifest, flags)

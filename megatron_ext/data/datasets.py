@@ -13,11 +13,11 @@ import numpy as np
 from megatron_ext import log
 from megatron_ext.data.blend import BlendView, normalize, parse_blend
 from megatron_ext.data.document_samples import DocumentView
-from megatron_ext.data.indexed import IndexedDataset
 from megatron_ext.data.megatron_order import MegatronOrder, MegatronView
 from megatron_ext.data.order import PermutedOrder, SequentialOrder, order_key
 from megatron_ext.data.order_file import FileOrder
 from megatron_ext.data.split import SPLIT_NAMES, Span, span_of, split_bounds
+from megatron_ext.data.store.indexed import IndexedDataset
 from megatron_ext.data.views import OrderedView, View, WindowView
 from megatron_ext.errors import DataError
 

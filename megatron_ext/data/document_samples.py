@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ext import log
-from megatron_ext.data.indexed import IndexedDataset
 from megatron_ext.data.order_file import OrderTarget
 from megatron_ext.data.split import Span
+from megatron_ext.data.store.indexed import IndexedDataset
 from megatron_ext.data.views import OrderedView, check_vocabulary, padded, padded_loss_mask
 from megatron_ext.errors import DataError
 from megatron_ext.native_numpy import Int64Array

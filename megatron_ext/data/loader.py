@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from megatron_ext.data.loss_mask import LEARNED, LEARNED_AS_EOD, NOT_LEARNED
 from megatron_ext.data.sampler import micro_batch_ids
+from megatron_ext.data.store.loss_mask import LEARNED, LEARNED_AS_EOD, NOT_LEARNED
 from megatron_ext.data.views import View
 from megatron_ext.native_numpy import Int64Array
 

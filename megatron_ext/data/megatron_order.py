@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ext import log, native
-from megatron_ext.data.indexed import IndexedDataset
-from megatron_ext.data.pending import PendingFile
+from megatron_ext.data.preprocessing.pending import PendingFile
 from megatron_ext.data.split import Span
+from megatron_ext.data.store.indexed import IndexedDataset
 from megatron_ext.data.views import View, check_vocabulary, require_one_sample
 from megatron_ext.errors import DataError
 from megatron_ext.native_numpy import Int64Array

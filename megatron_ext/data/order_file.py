@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from megatron_ext.data.pending import PendingFile
+from megatron_ext.data.preprocessing.pending import PendingFile
 from megatron_ext.errors import DataError
 from megatron_ext.native_numpy import Int64Array
 

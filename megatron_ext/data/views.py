@@ -8,11 +8,11 @@ from typing import Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ext.data.indexed import IndexedDataset
-from megatron_ext.data.loss_mask import LEARNED, NOT_LEARNED
 from megatron_ext.data.order import Order
 from megatron_ext.data.order_file import OrderTarget
 from megatron_ext.data.split import Span
+from megatron_ext.data.store.indexed import IndexedDataset
+from megatron_ext.data.store.loss_mask import LEARNED, NOT_LEARNED
 from megatron_ext.errors import DataError
 from megatron_ext.native_numpy import Int64Array
 

@@ -14,7 +14,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from megatron_ext import log
-from megatron_ext.data.pending import PendingFile
+from megatron_ext.data.preprocessing.pending import PendingFile
 from megatron_ext.data.records import RecordError, texts_of
 from megatron_ext.data.sources.inputs import InputFile, expand_inputs
 from megatron_ext.data.sources.parsing import Record

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ext.config import RunConfig, load_run_config
-from megatron_ext.data.indexed_writer import write_indexed
+from megatron_ext.data.store.indexed_writer import write_indexed
 
 VOCAB_SIZE = 101  # odd: every layout pads it, to different sizes
 

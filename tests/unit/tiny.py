@@ -89,7 +89,7 @@ def tiny_components(run: RunConfig, world: World, **views: View) -> Components:
 
 def write_random_dataset(folder: Path, documents: int = 60) -> str:
     """Write a dataset of random documents without manifest; its prefix."""
-    from megatron_ext.data.indexed_writer import write_indexed
+    from megatron_ext.data.store.indexed_writer import write_indexed
 
     random = np.random.default_rng(0)
     prefix = str(folder / "data")

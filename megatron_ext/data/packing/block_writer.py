@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ext import log
-from megatron_ext.data.indexed_writer import IndexedWriter
-from megatron_ext.data.loss_mask import NOT_LEARNED
 from megatron_ext.data.packing.joined import JoinedDatasets
 from megatron_ext.data.packing.plan import PackedPart, PackPlan
+from megatron_ext.data.store.indexed_writer import IndexedWriter
+from megatron_ext.data.store.loss_mask import NOT_LEARNED
 from megatron_ext.native_numpy import Int64Array
 
 SECONDS_BETWEEN_LINES = 10.0

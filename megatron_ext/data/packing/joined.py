@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ext.data.indexed import IndexedDataset
-from megatron_ext.data.loss_mask import LEARNED
-from megatron_ext.data.manifest import DatasetManifest
+from megatron_ext.data.store.indexed import IndexedDataset
+from megatron_ext.data.store.loss_mask import LEARNED
+from megatron_ext.data.store.manifest import DatasetManifest
 from megatron_ext.errors import DataError
 from megatron_ext.native_numpy import Int64Array
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_ext import log
-from megatron_ext.data.manifest import DatasetManifest
 from megatron_ext.data.packing.buckets import plan_buckets, waste
 from megatron_ext.data.packing.joined import JoinedDatasets
 from megatron_ext.data.packing.overlap import plan_overlap
@@ -27,6 +26,7 @@ from megatron_ext.data.packing.settings import (
 )
 from megatron_ext.data.packing.stream import plan_stream
 from megatron_ext.data.packing.telechat import plan_first_fit
+from megatron_ext.data.store.manifest import DatasetManifest
 from megatron_ext.errors import DataError
 
 _PLANNERS: dict[str, Callable[[JoinedDatasets, PackSettings], PackPlan]] = {

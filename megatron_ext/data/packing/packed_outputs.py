@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import megatron_ext
-from megatron_ext.data.indexed import bin_path, idx_path
-from megatron_ext.data.loss_mask import loss_mask_path
-from megatron_ext.data.manifest import Counts, DatasetManifest, FileFacts, InputFacts, manifest_path
 from megatron_ext.data.packing.block_writer import BlockWriter
 from megatron_ext.data.packing.joined import JoinedDatasets
 from megatron_ext.data.packing.plan import PackedPart, PackPlan
-from megatron_ext.data.pending import PendingFile
+from megatron_ext.data.preprocessing.pending import PendingFile
+from megatron_ext.data.store.indexed import bin_path, idx_path
+from megatron_ext.data.store.loss_mask import loss_mask_path
+from megatron_ext.data.store.manifest import Counts, DatasetManifest, FileFacts, InputFacts, manifest_path
 from megatron_ext.errors import DataError
 
 

@@ -1,6 +1,6 @@
 """The label rules M0-M8: which tokens of a laid-out row the model learns, one function each.
 
-A rule maps the spans of a row to a code each (megatron_ext/data/loss_mask.py). The code of a token says what is learned
+A rule maps the spans of a row to a code each (megatron_ext/data/store/loss_mask.py). The code of a token says what is learned
 where that token is to be predicted.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from megatron_ext.data.loss_mask import LEARNED, LEARNED_AS_EOD, NOT_LEARNED
 from megatron_ext.data.rows.spans import Part, Role, Span
+from megatron_ext.data.store.loss_mask import LEARNED, LEARNED_AS_EOD, NOT_LEARNED
 
 LabelRule = Callable[[Sequence[Span]], list[int]]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from megatron_ext.data.loss_mask import LEARNED
+from megatron_ext.data.store.loss_mask import LEARNED
 
 BOS, EOS = "bos", "eos"
 """Names of the special tokens that the tokenizer itself knows: its bos_id and its eod_id."""

@@ -9,8 +9,8 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ext.data.loss_mask import LEARNED, NOT_LEARNED
 from megatron_ext.data.rows.spans import Segment
+from megatron_ext.data.store.loss_mask import LEARNED, NOT_LEARNED
 from megatron_ext.tokenizer.base import Tokenizer
 
 

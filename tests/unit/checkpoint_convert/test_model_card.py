@@ -9,7 +9,7 @@ from checkpoint_convert.architectures import ARCHITECTURES
 from checkpoint_convert.model_card import Origin, blend_of, card_of, file_digest, record_of
 from checkpoint_convert.parity import Parity
 from megatron_ext.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from megatron_ext.data.manifest import (
+from megatron_ext.data.store.manifest import (
     Counts,
     DatasetManifest,
     FileFacts,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_ext.data import preprocess as preprocess_module
-from megatron_ext.data.indexed import IndexedDataset
+from megatron_ext.data.preprocessing import preprocess as preprocess_module
+from megatron_ext.data.store.indexed import IndexedDataset
 from megatron_ext.tokenizer.base import EncodedBatch, Tokenizer
 
 

@@ -11,9 +11,16 @@ from unittest import mock
 
 import numpy as np
 
-from megatron_ext.data.indexed_writer import IndexedWriter
-from megatron_ext.data.manifest import Counts, DatasetManifest, FileFacts, InputFacts, TokenizerFacts, manifest_path
 from megatron_ext.data.records import BadRecord
+from megatron_ext.data.store.indexed_writer import IndexedWriter
+from megatron_ext.data.store.manifest import (
+    Counts,
+    DatasetManifest,
+    FileFacts,
+    InputFacts,
+    TokenizerFacts,
+    manifest_path,
+)
 from megatron_ext.tokenizer.base import Tokenizer
 from megatron_ext.tokenizer.null import NullTokenizer
 

@@ -17,7 +17,7 @@ import resource
 import sys
 from pathlib import Path
 
-from megatron_ext.data.preprocess import PreprocessRequest, preprocess
+from megatron_ext.data.preprocessing.preprocess import PreprocessRequest, preprocess
 from megatron_ext.data.rows.settings import RowSettings
 from megatron_ext.data.sources.read import read_blocks
 from megatron_ext.errors import DataError

@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ext.data.manifest import DatasetManifest, verify_checksums
-from megatron_ext.data.preprocess import PreprocessRequest, preprocess
+from megatron_ext.data.preprocessing.preprocess import PreprocessRequest, preprocess
+from megatron_ext.data.store.manifest import DatasetManifest, verify_checksums
 from tests.unit.data.byte_tokenizer import documents_of
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import sentencepiece
 
-from megatron_ext.data.indexed_writer import IndexedWriter, write_indexed
+from megatron_ext.data.store.indexed_writer import IndexedWriter, write_indexed
 from megatron_ext.tokenizer.null import NullTokenizer
 
 TEXTS = [

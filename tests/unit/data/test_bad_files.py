@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from megatron_ext.data.preprocess import preprocess
+from megatron_ext.data.preprocessing.preprocess import preprocess
 from megatron_ext.data.sources.shards import Shard
 from megatron_ext.errors import DataError
 from megatron_ext.tokenizer.base import EncodedBatch

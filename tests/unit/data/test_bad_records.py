@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import zstandard
 
-from megatron_ext.data.indexed import HEADER, IndexedDataset
-from megatron_ext.data.pending import PendingFile
-from megatron_ext.data.preprocess import preprocess
+from megatron_ext.data.preprocessing.pending import PendingFile
+from megatron_ext.data.preprocessing.preprocess import preprocess
 from megatron_ext.data.rows.settings import RowSettings
 from megatron_ext.data.sources.pieces import ReadOptions
 from megatron_ext.data.sources.read import read_blocks
+from megatron_ext.data.store.indexed import HEADER, IndexedDataset
 from megatron_ext.errors import DataError, TokenizerError
 from megatron_ext.tokenizer.base import EncodedBatch, batch_of_lists
 from tests.unit.data.byte_tokenizer import ByteTokenizer, use_tokenizer

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from megatron_ext.data.datasets import DatasetRequest, Datasets, View, build_datasets
-from megatron_ext.data.indexed import IndexedDataset
-from megatron_ext.data.manifest import manifest_path
 from megatron_ext.data.order_file import write_order_file
-from megatron_ext.data.preprocess import PreprocessRequest, preprocess
+from megatron_ext.data.preprocessing.preprocess import PreprocessRequest, preprocess
 from megatron_ext.data.rows.settings import RowSettings
 from megatron_ext.data.split import Span
+from megatron_ext.data.store.indexed import IndexedDataset
+from megatron_ext.data.store.manifest import manifest_path
 from megatron_ext.data.views import WindowView
 from megatron_ext.errors import DataError
 from megatron_ext.tokenizer.null import NullTokenizer

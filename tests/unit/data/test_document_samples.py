@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ext.data.document_samples import DocumentView
-from megatron_ext.data.indexed import IndexedDataset
-from megatron_ext.data.indexed_writer import write_indexed
 from megatron_ext.data.order import PermutedOrder
 from megatron_ext.data.order_file import FileOrder, write_order_file
 from megatron_ext.data.split import Span
+from megatron_ext.data.store.indexed import IndexedDataset
+from megatron_ext.data.store.indexed_writer import write_indexed
 from megatron_ext.data.views import WindowView
 from megatron_ext.errors import DataError
 from tests.unit.data.small import random_documents, random_masks, write_masked

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ext.data.preprocess import preprocess
+from megatron_ext.data.preprocessing.preprocess import preprocess
 from megatron_ext.errors import DataError
 from tests.unit.data.limited_disk import content, request_for
 from tests.unit.data.small import write_jsonl

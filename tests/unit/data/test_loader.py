@@ -112,7 +112,7 @@ def test_closing_ends_the_reading_processes_and_the_stream(view: View):
 @pytest.mark.parametrize("eod_mask_loss", [False, True])
 @pytest.mark.parametrize("reset_position_ids", [False, True])
 def test_masks_and_positions_are_megatron_cores(eod_mask_loss: bool, reset_position_ids: bool, tmp_path: Path):
-    from megatron_ext.data.indexed_writer import write_indexed
+    from megatron_ext.data.store.indexed_writer import write_indexed
 
     random = np.random.default_rng(0)
     documents = [np.append(random.integers(0, 900, random.integers(0, 9)), EOD) for _ in range(100)]

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_ext.data.indexed import IndexedDataset
 from megatron_ext.data.megatron_order import MegatronOrder, MegatronView
 from megatron_ext.data.split import Span
+from megatron_ext.data.store.indexed import IndexedDataset
 from megatron_ext.errors import DataError
 from tests.unit.data.oracle import core_datasets, core_rows
 from tests.unit.data.small import make_dataset, random_documents, write_masked

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_ext.data.indexed import IndexedDataset
-from megatron_ext.data.verify import VerifyOptions, verify_dataset
+from megatron_ext.data.store.indexed import IndexedDataset
+from megatron_ext.data.store.verify import VerifyOptions, verify_dataset
 from megatron_ext.errors import DataError
 from tests.unit.data.described import random_records, write_run
 

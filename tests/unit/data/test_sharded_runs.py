@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from megatron_ext.data.dataset_names import shards_by_key
-from megatron_ext.data.manifest import read_manifest
-from megatron_ext.data.preprocess import PreprocessRequest, preprocess, shard_prefix
+from megatron_ext.data.preprocessing.preprocess import PreprocessRequest, preprocess, shard_prefix
 from megatron_ext.data.rows.settings import RowSettings
 from megatron_ext.data.sources.read import read_blocks
 from megatron_ext.data.sources.shards import Shard
+from megatron_ext.data.store.dataset_names import shards_by_key
+from megatron_ext.data.store.manifest import read_manifest
 from megatron_ext.errors import DataError
 from tests.unit.data.sources.written import parquet_bytes
 from tools import merge_datasets

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset as CoreDataset
 
-from megatron_ext.data.indexed import HEADER, IndexedDataset, token_dtype
-from megatron_ext.data.indexed_writer import IndexedWriter, write_indexed
-from megatron_ext.data.merge import MergeRequest, merge_datasets
-from megatron_ext.data.preprocess import PreprocessRequest, preprocess
+from megatron_ext.data.preprocessing.preprocess import PreprocessRequest, preprocess
 from megatron_ext.data.rows.settings import RowSettings
-from megatron_ext.data.verify import VerifyOptions, verify_dataset
+from megatron_ext.data.store.indexed import HEADER, IndexedDataset, token_dtype
+from megatron_ext.data.store.indexed_writer import IndexedWriter, write_indexed
+from megatron_ext.data.store.merge import MergeRequest, merge_datasets
+from megatron_ext.data.store.verify import VerifyOptions, verify_dataset
 from megatron_ext.errors import DataError
 from tests.unit.data.described import random_records, write_run, write_shards
 from tests.unit.data.small import make_dataset, write_jsonl
@@ -73,7 +73,7 @@ def test_the_checks_hold_under_optimized_python(prefix: str, repo_root: Path):
     """Elsewhere they are `assert` statements, which `python -O` removes."""
     path = Path(f"{prefix}.idx")
     path.write_bytes(b"X" + path.read_bytes()[1:])
-    code = "import sys; from megatron_ext.data.indexed import IndexedDataset; IndexedDataset(sys.argv[1])"
+    code = "import sys; from megatron_ext.data.store.indexed import IndexedDataset; IndexedDataset(sys.argv[1])"
     result = subprocess.run(
         [sys.executable, "-O", "-c", code, prefix], capture_output=True, text=True, check=False, cwd=repo_root
     )

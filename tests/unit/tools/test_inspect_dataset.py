@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ext.data.dataset_summary import LengthTable
-from megatron_ext.data.indexed import IndexedDataset
-from megatron_ext.data.indexed_writer import write_indexed
+from megatron_ext.data.store.dataset_summary import LengthTable
+from megatron_ext.data.store.indexed import IndexedDataset
+from megatron_ext.data.store.indexed_writer import write_indexed
 from megatron_ext.errors import DataError, TokenizerError
 from tests.unit.data.described import Record, random_records, write_run
 from tests.unit.data.small import make_dataset

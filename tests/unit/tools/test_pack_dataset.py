@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ext.data.indexed import IndexedDataset
 from megatron_ext.data.packing.settings import LONG_DOCUMENTS, METHODS
+from megatron_ext.data.store.indexed import IndexedDataset
 from megatron_ext.errors import ConfigError
 from tests.unit.data.packing.finished import contents, finished
 from tools import pack_dataset

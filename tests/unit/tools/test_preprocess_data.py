@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megatron_ext.data.indexed import IndexedDataset
-from megatron_ext.data.manifest import verify_checksums
 from megatron_ext.data.rows.formats import ROW_FORMATS
 from megatron_ext.data.sources.inputs import FORMATS
+from megatron_ext.data.store.indexed import IndexedDataset
+from megatron_ext.data.store.manifest import verify_checksums
 from megatron_ext.errors import ConfigError
 from megatron_ext.tokenizer import TOKENIZER_TYPES
 from tests.unit.data.small import write_jsonl

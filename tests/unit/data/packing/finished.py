@@ -8,12 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ext.data.indexed import IndexedDataset
-from megatron_ext.data.indexed_writer import IndexedWriter
-from megatron_ext.data.manifest import Counts, DatasetManifest, FileFacts, InputFacts, TokenizerFacts, manifest_path
 from megatron_ext.data.packing.joined import JoinedDatasets
 from megatron_ext.data.packing.plan import PackedPart
 from megatron_ext.data.packing.settings import PackSettings
+from megatron_ext.data.store.indexed import IndexedDataset
+from megatron_ext.data.store.indexed_writer import IndexedWriter
+from megatron_ext.data.store.manifest import (
+    Counts,
+    DatasetManifest,
+    FileFacts,
+    InputFacts,
+    TokenizerFacts,
+    manifest_path,
+)
 
 BOS = 1
 PAD = 3

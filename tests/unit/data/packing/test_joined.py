@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ext.data.indexed_writer import write_indexed
 from megatron_ext.data.packing.joined import JoinedDatasets
+from megatron_ext.data.store.indexed_writer import write_indexed
 from megatron_ext.errors import DataError
 from tests.unit.data.packing.finished import finished
 

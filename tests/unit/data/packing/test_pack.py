@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ext.data.indexed import IndexedDataset
-from megatron_ext.data.manifest import DatasetManifest, read_manifest, verify_checksums
 from megatron_ext.data.packing.pack import pack
 from megatron_ext.data.packing.settings import METHODS
+from megatron_ext.data.store.indexed import IndexedDataset
+from megatron_ext.data.store.manifest import DatasetManifest, read_manifest, verify_checksums
 from megatron_ext.errors import ConfigError, DataError
 from tests.unit.data.packing.finished import BOS, PAD, contents, finished, settings_for
 
@@ -194,7 +194,7 @@ def test_a_run_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch):
     source = finished(tmp_path / "a", [[BOS] * 70])
     run(tmp_path, "stream", [source])
     before = files(tmp_path)
-    monkeypatch.setattr("megatron_ext.data.indexed_writer.IndexedWriter.finish", _full_disk)
+    monkeypatch.setattr("megatron_ext.data.store.indexed_writer.IndexedWriter.finish", _full_disk)
     with pytest.raises(DataError, match="No space left"):
         run(tmp_path, "stream", [source], overwrite=True)
     assert files(tmp_path) == before

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ext.data.indexed import IndexedDataset
-from megatron_ext.data.manifest import read_manifest
 from megatron_ext.data.packing.joined import JoinedDatasets
 from megatron_ext.data.packing.packed_outputs import PackedOutputs, refuse_existing, refuse_input_as_output
 from megatron_ext.data.packing.plan import Dropped, PackPlan
 from megatron_ext.data.packing.stream import plan_stream
-from megatron_ext.data.pending import PendingFile
+from megatron_ext.data.preprocessing.pending import PendingFile
+from megatron_ext.data.store.indexed import IndexedDataset
+from megatron_ext.data.store.manifest import read_manifest
 from megatron_ext.errors import DataError
 from tests.unit.data.packing.finished import finished, settings_for
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ext.data.loss_mask import CODES
 from megatron_ext.data.rows import labels
 from megatron_ext.data.rows.labels import LABEL_RULE_NAMES, LABEL_RULES
 from megatron_ext.data.rows.spans import BOS, EOS, Part, Role, Span
+from megatron_ext.data.store.loss_mask import CODES
 
 USER, ASSISTANT, TOOL, SYSTEM = Role.USER, Role.ASSISTANT, Role.TOOL, Role.SYSTEM
 # every part that a rule can look at, once for each role that matters

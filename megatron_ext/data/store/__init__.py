@@ -1,0 +1,1 @@
+"""Datasets on disk: `.bin/.idx`, loss mask and manifest; written, read, verified, merged, shown."""

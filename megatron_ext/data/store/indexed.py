@@ -1,0 +1,267 @@
+"""Megatron's indexed dataset on disk: its format, and a reader that checks all of it at open.
+
+`PREFIX.bin` holds the token values one after the other, no header. `PREFIX.idx`, little-endian and packed:
+
+    offset        type       meaning
+    0             9 bytes    "MMIDIDX" and two zero bytes
+    9             uint64     version = 1
+    17            uint8      dtype code of the tokens
+    18            uint64     S, number of sequences
+    26            uint64     D, number of document boundaries = documents + 1
+    34            int32[S]   length of each sequence in tokens
+    34 + 4S       int64[S]   byte offset of each sequence in .bin
+    34 + 12S      int64[D]   document boundaries as sequence numbers, first 0, last S
+
+Source: megatron-core 0.16.1, datasets/indexed_dataset.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_ext.data.store.loss_mask import loss_mask_path
+from megatron_ext.data.store.manifest import DatasetManifest, read_manifest
+from megatron_ext.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+DTYPE_CODES: dict[int, np.dtype] = {
+    1: np.dtype("uint8"),
+    2: np.dtype("int8"),
+    3: np.dtype("int16"),
+    4: np.dtype("int32"),
+    5: np.dtype("int64"),
+    6: np.dtype("float64"),
+    7: np.dtype("float32"),
+    8: np.dtype("uint16"),
+}
+MAX_UINT16_VOCAB = 65500
+_CHECK_BLOCK = 1 << 22
+_IDENTITY_BYTES = 1 << 20
+_AGAIN = "Make the dataset again with tools/preprocess_data.py, or copy it again"
+
+
+def bin_path(prefix: str | Path) -> Path:
+    """The token file of a dataset."""
+    return Path(f"{prefix}.bin")
+
+
+def idx_path(prefix: str | Path) -> Path:
+    """The index file of a dataset."""
+    return Path(f"{prefix}.idx")
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The type Megatron stores tokens in: uint16 for vocabularies below 65500, int32 from there on.
+
+    Source: megatron-core 0.16.1, DType.optimal_dtype.
+    """
+    return np.dtype("uint16") if vocab_size < MAX_UINT16_VOCAB else np.dtype("int32")
+
+
+class IndexedDataset:
+    """A dataset on disk, memory mapped; every array taken from it keeps the map alive.
+
+    Attributes:
+        prefix: path without the suffixes.
+        dtype: type of the stored tokens.
+        tokens: `[t]` of `dtype`, all documents one after the other.
+        lengths: int32 `[S]`, tokens of each sequence.
+        pointers: int64 `[S]`, byte offset of each sequence in `.bin`.
+        document_boundaries: int64 `[documents + 1]`, sequence numbers.
+        manifest: what the writer said about it, or None for a dataset that Megatron-LM made.
+        loss_mask: uint8 `[t]`, what is learned at each token (codes of loss_mask.py); None when all of them are.
+
+    Raises:
+        DataError: a file is missing or unreadable, or anything in it contradicts anything else.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        self.prefix = str(prefix)
+        raw = _map(idx_path(prefix), np.dtype("uint8"))
+        self.dtype, sequences, boundaries = _read_header(idx_path(prefix), raw)
+        _check_index_size(idx_path(prefix), len(raw), sequences, boundaries)
+        lengths_end = HEADER.size + 4 * sequences
+        pointers_end = lengths_end + 8 * sequences
+        self.lengths: NDArray[np.int32] = raw[HEADER.size : lengths_end].view("<i4")
+        self.pointers: NDArray[np.int64] = raw[lengths_end:pointers_end].view("<i8")
+        self.document_boundaries: NDArray[np.int64] = raw[pointers_end : pointers_end + 8 * boundaries].view("<i8")
+        self.num_tokens = self._check_sequences()
+        self._check_documents()
+        self._check_token_bytes()
+        self.tokens = _map(bin_path(prefix), self.dtype)
+        self.manifest: DatasetManifest | None = read_manifest(prefix)
+        if self.manifest is not None:
+            self._check_manifest(self.manifest, len(raw))
+        self.loss_mask: NDArray[np.uint8] | None = self._open_loss_mask()
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of sequences; one per document in what tools/preprocess_data.py writes."""
+        return len(self.lengths)
+
+    @property
+    def num_documents(self) -> int:
+        """Number of documents."""
+        return len(self.document_boundaries) - 1
+
+    @property
+    def identity(self) -> str:
+        """Text that differs between datasets with different tokens: from the manifest's checksums.
+
+        Without a manifest it is made of the sizes and the first and last mebibyte of `.idx`, read in constant time.
+        """
+        if self.manifest is not None:
+            return self.manifest.identity
+        digest = hashlib.sha256(f"{idx_path(self.prefix).stat().st_size} {self.tokens.nbytes}".encode())
+        with idx_path(self.prefix).open("rb") as stream:
+            digest.update(stream.read(_IDENTITY_BYTES))
+            stream.seek(max(0, idx_path(self.prefix).stat().st_size - _IDENTITY_BYTES))
+            digest.update(stream.read(_IDENTITY_BYTES))
+        return f"index-{digest.hexdigest()}"
+
+    def token_offset(self, sequence: int) -> int:
+        """Position in `tokens` at which a sequence begins; `num_sequences` gives the end of the last one."""
+        return (
+            self.num_tokens if sequence == self.num_sequences else int(self.pointers[sequence]) // self.dtype.itemsize
+        )
+
+    def document_offsets(self, first: int, last: int) -> NDArray[np.int64]:
+        """Positions in `tokens` at which documents `first` to `last` begin, int64 `[last - first + 1]`.
+
+        `num_documents` as `last` gives the end of the last one.
+        """
+        sequences = self.document_boundaries[first : last + 1]
+        offsets = np.full(len(sequences), self.num_tokens, np.int64)
+        begun = sequences < self.num_sequences
+        offsets[begun] = self.pointers[sequences[begun]] // self.dtype.itemsize
+        return offsets
+
+    def __len__(self) -> int:
+        return self.num_sequences
+
+    def __getitem__(self, sequence: int) -> NDArray:
+        """The tokens of one sequence, `[length]` of `dtype`, a view into the map."""
+        if not -self.num_sequences <= sequence < self.num_sequences:
+            raise IndexError(sequence)
+        start = self.token_offset(sequence % self.num_sequences)
+        return self.tokens[start : start + int(self.lengths[sequence])]
+
+    def _check_sequences(self) -> int:
+        """Total number of tokens, after checking lengths >= 0 and offsets = prefix sums of the lengths."""
+        path, tokens, itemsize = idx_path(self.prefix), 0, self.dtype.itemsize
+        for first in range(0, self.num_sequences, _CHECK_BLOCK):
+            lengths = self.lengths[first : first + _CHECK_BLOCK].astype(np.int64)
+            if lengths.min() < 0:
+                raise DataError(
+                    f"{path} is damaged: sequence {first + int(lengths.argmin())} has length {lengths.min()}",
+                    fix=_AGAIN,
+                )
+            ends = np.cumsum(lengths) + tokens
+            wrong = np.flatnonzero(self.pointers[first : first + _CHECK_BLOCK] != (ends - lengths) * itemsize)
+            if wrong.size:
+                index = int(wrong[0])
+                said, computed = self.pointers[first + index], int((ends - lengths)[index]) * itemsize
+                raise DataError(
+                    f"{path} is damaged: sequence {first + index} is said to begin at byte {said}",
+                    f"The lengths before it put it at byte {computed}",
+                    _AGAIN,
+                )
+            tokens = int(ends[-1])
+        return tokens
+
+    def _check_documents(self) -> None:
+        bounds, path = self.document_boundaries, idx_path(self.prefix)
+        if len(bounds) < 1 or bounds[0] != 0 or bounds[-1] != self.num_sequences or np.any(bounds[1:] < bounds[:-1]):
+            raise DataError(
+                f"{path} is damaged: its document boundaries do not rise from 0 to its {self.num_sequences} sequences",
+                fix=_AGAIN,
+            )
+
+    def _check_token_bytes(self) -> None:
+        path, wanted = bin_path(self.prefix), self.num_tokens * self.dtype.itemsize
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror})", fix=_AGAIN) from None
+        if found != wanted:
+            kind = "truncated" if found < wanted else "too long"
+            raise DataError(
+                f"{path} is {kind}: it has {found} bytes",
+                f"{idx_path(self.prefix)} describes {self.num_tokens} {self.dtype} tokens, {wanted} bytes",
+                _AGAIN,
+            )
+
+    def _open_loss_mask(self) -> NDArray[np.uint8] | None:
+        path = loss_mask_path(self.prefix)
+        expected = path.exists() if self.manifest is None else self.manifest.loss_mask_file is not None
+        if path.exists() != expected:
+            there, said = ("is there", "speaks of none") if path.exists() else ("is missing", "says there is one")
+            raise DataError(f"{path} {there}, but the dataset's manifest {said}", fix=_AGAIN)
+        if not expected:
+            return None
+        mask = _map(path, np.dtype("uint8"))
+        if len(mask) != self.num_tokens:
+            raise DataError(f"{path} has {len(mask)} bytes", f"The dataset has {self.num_tokens} tokens", _AGAIN)
+        return mask
+
+    def _check_manifest(self, manifest: DatasetManifest, idx_bytes: int) -> None:
+        pairs = (
+            ("tokens", manifest.tokens, self.num_tokens),
+            ("documents", manifest.documents, self.num_documents),
+            ("dtype", manifest.dtype, self.dtype.name),
+            ("bytes in .bin", manifest.bin_file.size_bytes, self.num_tokens * self.dtype.itemsize),
+            ("bytes in .idx", manifest.idx_file.size_bytes, idx_bytes),
+        )
+        for name, said, found in pairs:
+            if said != found:
+                raise DataError(
+                    f"{self.prefix}.manifest.json does not belong to its dataset: it says {name} {said}, found {found}",
+                    fix=_AGAIN,
+                )
+
+
+def _map(path: Path, dtype: np.dtype) -> NDArray:
+    try:
+        if path.stat().st_size == 0:
+            return np.empty(0, dtype)
+        return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(
+            f"{path} cannot be read ({reason})",
+            fix="Check the prefix given with --data-path: it is the path without .bin or .idx",
+        ) from None
+
+
+def _read_header(path: Path, raw: NDArray[np.uint8]) -> tuple[np.dtype, int, int]:
+    if len(raw) < HEADER.size:
+        raise DataError(f"{path} is truncated: {len(raw)} bytes", f"Its header alone has {HEADER.size}", _AGAIN)
+    magic, version, code, sequences, boundaries = HEADER.unpack(raw[: HEADER.size].tobytes())
+    if magic != MAGIC:
+        raise DataError(f"{path} is not a Megatron index file: it does not begin with MMIDIDX", fix=_AGAIN)
+    if version != VERSION:
+        raise DataError(f"{path} has format version {version}", f"Version {VERSION} is the one that exists", _AGAIN)
+    if code not in DTYPE_CODES or DTYPE_CODES[code].kind == "f":
+        raise DataError(
+            f"{path} has dtype code {code}", "Tokens are integers: codes 1 to 5 and 8 (uint8 to int64, uint16)", _AGAIN
+        )
+    return DTYPE_CODES[code], sequences, boundaries
+
+
+def _check_index_size(path: Path, size: int, sequences: int, boundaries: int) -> None:
+    wanted = HEADER.size + 12 * sequences + 8 * boundaries
+    if size == wanted + sequences and sequences > 0:
+        raise DataError(f"{path} is a multimodal dataset (it has a mode per sequence)", "Only text can be trained on")
+    if size != wanted:
+        raise DataError(
+            f"{path} has {size} bytes",
+            f"Its header speaks of {sequences} sequences and {boundaries} document boundaries, {wanted} bytes",
+            _AGAIN,
+        )
