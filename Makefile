@@ -73,6 +73,6 @@ $(VENV)/.installed: $(VENV)/.packages setup.py $(wildcard csrc/*)
 	@$(PY) -c "import megatron_ext._native" 2>/dev/null || echo "note: no C++ extension; the NumPy twins are used (try: $(PIP) install -v --no-build-isolation --no-deps -e .)"
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt requirements/ray.txt
 	$(PIP) install --quiet -r requirements/dev.txt
 	@touch $@

@@ -27,6 +27,7 @@ INSTALL_REQUIRES = [
     "numpy>=1.26",
     "sentencepiece>=0.2",
     "tokenizers>=0.22",
+    "tiktoken>=0.9",
     "transformers>=5.3,<6",
     "safetensors>=0.5",
     "tensorboard>=2.16",
@@ -39,6 +40,7 @@ INSTALL_REQUIRES = [
 ]
 EXTRAS = {
     "plot": ["matplotlib>=3.8"],
+    "ray": ["ray>=2.40"],
     # Needs CUDA, a compiler and torch at build time: pip install --no-build-isolation -e '.[gpu]'
     "gpu": ["transformer-engine[pytorch]>=2.8"],
     "dev": [

@@ -29,7 +29,9 @@ def declared(key: str) -> list[Requirement]:
     return [item for item in found if (extra in str(item.marker)) == bool(key) and (key or item.marker is None)]
 
 
-@pytest.mark.parametrize(("key", "files"), [("", ["cpu.txt"]), ("plot", ["cpu.txt"]), ("dev", ["cpu.txt", "dev.txt"])])
+@pytest.mark.parametrize(
+    ("key", "files"), [("", ["cpu.txt"]), ("plot", ["cpu.txt"]), ("ray", ["ray.txt"]), ("dev", ["cpu.txt", "dev.txt"])]
+)
 def test_every_requirement_is_pinned_to_a_version_that_satisfies_it(key: str, files: list[str]):
     pinned = {name: version for file in files for name, version in pins(file).items()}
     assert declared(key)
@@ -40,7 +42,7 @@ def test_every_requirement_is_pinned_to_a_version_that_satisfies_it(key: str, fi
 
 def test_this_environment_holds_the_pinned_versions():
     wrong = {}
-    for file in ("cpu.txt", "dev.txt"):
+    for file in ("cpu.txt", "ray.txt", "dev.txt"):
         for name, version in pins(file).items():
             installed = metadata.version(name).partition("+")[0]
             if installed != version:
@@ -52,7 +54,9 @@ def test_pins_are_exact_and_the_corpus_archive_has_a_checksum():
     for path in tracked_files():
         if path.startswith("requirements/") and path != "requirements/gpu.txt":
             for line in (ROOT / path).read_text(encoding="utf-8").splitlines():
-                assert not line or line.startswith("#") or re.fullmatch(r"[\w.\[\]-]+==[\w.]+( --hash=.*)?", line), line
+                assert (
+                    not line or line.startswith(("#", "-r ")) or re.fullmatch(r"[\w.\[\]-]+==[\w.]+( --hash=.*)?", line)
+                ), line
     assert "--hash=sha256:" in (ROOT / "requirements" / "corpus.txt").read_text(encoding="utf-8")
 
 

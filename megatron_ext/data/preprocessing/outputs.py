@@ -189,20 +189,23 @@ class DatasetOutputs:
             file.finish()
             file.path.unlink(missing_ok=True)
         self._publish_quarantine()
-        for output in (*self._writers, *self._manifests):
+        outputs: list[IndexedWriter | PendingFile] = [*self._writers, *self._manifests]
+        for output in outputs:
             output.publish()
         return manifests
 
     def discard(self) -> None:
         """Remove everything that was not published."""
-        for output in (*self._writers, *self._manifests, self._quarantine):
+        outputs: list[IndexedWriter | PendingFile] = [*self._writers, *self._manifests, self._quarantine]
+        for output in outputs:
             output.discard()
 
     def keep(self) -> None:
         """Leave everything that was not published on disk, for a run that resumes."""
         for manifest in self._manifests:
             manifest.discard()
-        for output in (*self._writers, self._quarantine):
+        outputs: list[IndexedWriter | PendingFile] = [*self._writers, self._quarantine]
+        for output in outputs:
             output.keep()
 
     def _publish_quarantine(self) -> None:

@@ -71,8 +71,8 @@ def preprocess(request: PreprocessRequest) -> list[DatasetManifest]:
             `stop_on_error` the first bad record.
         TokenizerError: the tokenizer cannot be used.
     """
-    job = _prepare(request)
-    if request.resume and (finished := _finished(job)):
+    job = prepare(request)
+    if request.resume and (finished := finished_job(job)):
         log.info(f"{job.layout.output_prefix} is complete already: nothing is left to resume")
         return finished
     with closing(RunJournal.open(job.layout, job.facts(), request.resume, request.overwrite)) as journal:
@@ -94,8 +94,17 @@ def preprocess(request: PreprocessRequest) -> list[DatasetManifest]:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A request that was found good, and what was opened for it."""
+class Job:
+    """A request that was found good, and what was opened for it.
+
+    Attributes:
+        request: what was asked for.
+        form: how records become texts.
+        tokenizer: compared with its reference library on the beginnings of the files.
+        files: the inputs.
+        settings: what the encoder goes by.
+        layout: what is written where.
+    """
 
     request: PreprocessRequest
     form: RowForm
@@ -106,6 +115,7 @@ class _Job:
 
     @property
     def names(self) -> list[str]:
+        """The inputs as messages and manifests call them."""
         return [file.name for file in self.files]
 
     def facts(self) -> dict[str, Any]:
@@ -120,7 +130,13 @@ class _Job:
         }
 
 
-def _prepare(request: PreprocessRequest) -> _Job:
+def prepare(request: PreprocessRequest) -> Job:
+    """Find out before any work whether a request can be done, and open what it needs; nothing is written yet.
+
+    Raises:
+        DataError: a setting, an input or the place of an output is not good.
+        TokenizerError: the tokenizer cannot be used.
+    """
     if request.workers < 1:
         raise DataError(f"--workers {request.workers} is not possible", "At least one process does the work")
     if request.log_interval < 1:
@@ -145,7 +161,7 @@ def _prepare(request: PreprocessRequest) -> _Job:
     check_on_files(files, form, tokenizer)
     _make_folder(Path(request.output_prefix).parent)
     refuse_unusable_names(layout)
-    return _Job(request, form, tokenizer, files, settings, layout)
+    return Job(request, form, tokenizer, files, settings, layout)
 
 
 def _told(rows: RowSettings) -> dict[str, Any]:
@@ -169,7 +185,7 @@ def _version(file: InputFile) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _finished(job: _Job) -> list[DatasetManifest] | None:
+def finished_job(job: Job) -> list[DatasetManifest] | None:
     """The manifests that this very job left earlier; None when it is not complete."""
     manifests = finished_manifests(job.layout) or []
     inputs = [(file.name, file.size_bytes) for file in job.files]
@@ -192,7 +208,7 @@ def _make_folder(folder: Path) -> None:
 class _Intake:
     """The blocks of the input, and where each one stood when its result comes back."""
 
-    def __init__(self, job: _Job, state: RunState | None) -> None:
+    def __init__(self, job: Job, state: RunState | None) -> None:
         self.progress = ReadProgress()
         self.records = list(state.records) if state else [0] * len(job.files)
         self._job = job
@@ -220,7 +236,7 @@ class _Intake:
         return f"records {block.first_record} to {last} of {self._job.names[block.file_index]}"
 
 
-def _encode_all(job: _Job, outputs: DatasetOutputs, journal: RunJournal) -> list[InputFacts]:
+def _encode_all(job: Job, outputs: DatasetOutputs, journal: RunJournal) -> list[InputFacts]:
     request, state = job.request, journal.state
     sizes = [file.size_bytes for file in job.files]
     intake = _Intake(job, state)
@@ -232,7 +248,7 @@ def _encode_all(job: _Job, outputs: DatasetOutputs, journal: RunJournal) -> list
         for encoded in results:
             block = intake.take()
             if request.stop_on_error and encoded.bad:
-                raise _first_bad(encoded.bad[0], job.names)
+                raise _first_bad(encoded.bad[0], job.names, request.shard)
             outputs.add(encoded, job.names)
             if journal.is_due(request.commit_seconds):
                 outputs.sync()
@@ -258,9 +274,10 @@ def _tokenizer_facts(request: PreprocessRequest, tokenizer: Tokenizer) -> Tokeni
     )
 
 
-def _first_bad(record: BadRecord, names: Sequence[str]) -> DataError:
+def _first_bad(record: BadRecord, names: Sequence[str], shard: Shard | None) -> DataError:
+    place = f" (counted from where shard {shard.index}/{shard.count} begins)" if shard else ""
     return DataError(
-        f"line {record.line} of {names[record.file_index]} is bad: {record.reason} ({record.detail})",
+        f"line {record.line} of {names[record.file_index]}{place} is bad: {record.reason} ({record.detail})",
         "--on-error stop refuses the first bad record; nothing was published",
         "Mend the line, or leave --on-error at quarantine",
     )

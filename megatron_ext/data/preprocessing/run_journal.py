@@ -83,7 +83,7 @@ class RunJournal:
                 log.info(f"resuming after {state.totals.num_read} records")
             return cls(journal, state)
         if not overwrite:
-            _refuse_loss(layout)
+            refuse_loss(layout)
         return cls(Journal.begin(path, facts), None)
 
     def is_due(self, seconds: float) -> bool:
@@ -153,7 +153,12 @@ def _refuse_other_run(header: dict[str, Any], facts: dict[str, Any], path: Path)
             )
 
 
-def _refuse_loss(layout: OutputLayout) -> None:
+def refuse_loss(layout: OutputLayout) -> None:
+    """Refuse to begin anew where outputs or the work of an unfinished run would be lost.
+
+    Raises:
+        DataError: there are some.
+    """
     path = layout.journal_path
     existing = [path for path in layout.result_paths if path.exists()]
     if existing:

@@ -12,7 +12,7 @@ _COLUMNS = ("dataset", "records", "documents", "quarantined", "empty", "tokens",
 
 def summary_lines(layout: OutputLayout, manifests: Sequence[DatasetManifest]) -> list[str]:
     """A row per dataset (records = documents + quarantined + empty, law L5), then where bad records are and why."""
-    rows = [_COLUMNS]
+    rows: list[tuple[str, ...]] = [_COLUMNS]
     for prefix, manifest in zip(layout.prefixes, manifests, strict=True):
         counts = manifest.records
         numbers = (counts.read, counts.written, counts.quarantined, counts.empty, manifest.tokens, manifest.largest_id)

@@ -254,6 +254,7 @@ def test_a_document_of_more_than_2_to_the_31_tokens_is_refused(tmp_path: Path, m
 def test_more_than_2_to_the_32_tokens_are_counted_and_placed_exactly(tmp_path: Path, monkeypatch):
     lengths = [2**31 - 1, 2**31 - 2, 2**31 - 3, 7]
     packed_as(monkeypatch, lengths)
+    monkeypatch.setattr("megatron_ext.data.store.indexed_writer._BLOCK", 3)
     (tmp_path / "in.jsonl").write_bytes(b"\n".join(map(good, range(4))) + b"\n")
     (manifest,) = preprocess(bytes_request((tmp_path / "in.jsonl",), tmp_path / "out"))
     assert manifest.tokens == sum(lengths) > 2**32

@@ -122,6 +122,20 @@ def test_each_record_is_in_one_shard(tmp_path: Path):
     assert sum(bool(part.inputs[0].records) for part in parts) > 1, "the first file is not cut"
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 6])
+def test_shards_that_end_where_a_file_does(count: int, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    for number in range(12):
+        line = b'{"text": "%02d"}\n' % number
+        name, packed = (f"{number:02d}.jsonl.gz", gzip.compress(line)) if number % 2 else (f"{number:02d}.json", b"")
+        (tmp_path / "in" / name).write_bytes(packed or line.ljust(len(gzip.compress(line))))
+    request = request_for((str(tmp_path / "in"),), tmp_path / "out", "text")
+    preprocess(dataclasses.replace(request, output_prefix=str(tmp_path / "whole")))
+    run_shards(request, count, random.Random(0))
+    merge_datasets.main(["--shards", str(tmp_path / "out")])
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
 def test_a_shard_of_nothing_is_a_dataset_of_nothing(tmp_path: Path):
     (tmp_path / "in.jsonl").write_bytes(b'{"text": "1 2"}\n{"text": "3"}\n')
     request = request_for((str(tmp_path / "in.jsonl"),), tmp_path / "out", "text")
