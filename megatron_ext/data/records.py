@@ -52,7 +52,6 @@ REASONS = (
     "missing key",
     "wrong type",
     "bad conversation",
-    "bad conversation",
     "nothing to learn",
     "not tokenizable",
 )

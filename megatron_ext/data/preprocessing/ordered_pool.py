@@ -112,7 +112,14 @@ class _Pool:
         if worker is None or (worker.unanswered and len(self._workers) < self._num_workers):
             worker = self._new_worker()
         task = Task(description)
-        worker.send(item, task)
+        try:
+            worker.send(item, task)
+        except OSError as error:
+            raise DataError(
+                f"{description} cannot be handed to a worker process ({error.strerror})",
+                "It goes through a file in memory, which the limits of memory and of file sizes (ulimit -f) concern",
+                "Raise that limit, or run with --workers 1",
+            ) from None
         self._tasks.append(task)
 
     def _receive(self, seconds: float) -> None:

@@ -1,7 +1,7 @@
 """The label rules M0-M8: which tokens of a laid-out row the model learns, one function each.
 
-A rule maps the spans of a row to a code each (megatron_ext/data/store/loss_mask.py). The code of a token says what is learned
-where that token is to be predicted.
+A rule maps the spans of a row to a code each (megatron_ext/data/store/loss_mask.py). The code of a token says what is
+learned where that token is to be predicted.
 """
 
 from __future__ import annotations

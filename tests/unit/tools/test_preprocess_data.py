@@ -51,7 +51,7 @@ def num_lines(journal: Path) -> int:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbers = random.Random(0)
-    texts = [" ".join(str(numbers.randrange(100)) for _ in range(200)) for _ in range(4000)]
+    texts = [" ".join(str(numbers.randrange(100)) for _ in range(200)) for _ in range(8000)]
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "in.jsonl", texts)
 
 
@@ -69,7 +69,7 @@ def test_a_run_killed_again_and_again_and_resumed_gives_the_bytes_of_one_run(wor
         )
         while process.poll() is None and num_lines(journal) <= known_lines:  # until it did something of its own
             time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.1))
+        time.sleep(moments.uniform(0, 0.05))
         children = psutil.Process(process.pid).children() if process.poll() is None else []
         process.send_signal(signal.SIGKILL)
         process.wait()

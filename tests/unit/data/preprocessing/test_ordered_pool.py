@@ -22,7 +22,7 @@ from megatron_ext.data.preprocessing import ordered_pool
 from megatron_ext.data.preprocessing.ordered_pool import ITEMS_AHEAD, MOST_DEATHS, ordered_map
 from megatron_ext.errors import ConfigError, DataError, TokenizerError
 
-ROOT = Path(ordered_pool.__file__).resolve().parents[2]
+ROOT = Path(ordered_pool.__file__).resolve().parents[3]
 
 
 def children() -> set[int]:
@@ -379,3 +379,12 @@ def test_interrupting_everything_interrupts_the_parent_alone():
         workers = children()
         assert list(results) == [square(number) for number in range(1, 50)]
     assert len(workers) == 2
+
+
+def test_an_item_that_no_file_in_memory_takes_is_told_in_one_paragraph(monkeypatch: pytest.MonkeyPatch):
+    def send(self: object, item: object, task: object) -> None:
+        raise OSError(27, "File too large")
+
+    monkeypatch.setattr(ordered_pool.WorkerProcess, "send", send)
+    with pytest.raises(DataError, match=r"item 1 of the input cannot be handed .*File too large.*--workers 1"):
+        list(ordered_map(range(3), square, 2))

@@ -16,7 +16,7 @@ from megatron_ext.data.preprocessing import output_file
 from megatron_ext.data.preprocessing.output_file import open_locked, writing_failed
 from megatron_ext.errors import DataError
 
-ROOT = Path(output_file.__file__).resolve().parents[2]
+ROOT = Path(output_file.__file__).resolve().parents[3]
 
 
 def test_the_second_is_refused_until_the_first_closes(tmp_path: Path):
