@@ -75,6 +75,11 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None
     if tokenizer.type_name in SENTENCEPIECE_TYPES:
         special = _write_sentencepiece(folder, source, begins_with_bos=tokenizer.type_name == "Llama2Tokenizer")
         extra: dict[str, Any] = {}
+    elif tokenizer.type_name == "TikTokenizer":
+        from checkpoint_convert.tik_token_json import write_tik_token
+
+        write_tik_token(tokenizer, folder / JSON)
+        special, extra = {}, {}
     else:
         shutil.copyfile(source, folder / JSON)
         special, extra = {}, _chat_template(tokenizer.files[1:])

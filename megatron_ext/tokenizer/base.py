@@ -39,6 +39,7 @@ class Tokenizer(ABC):
         pad_id: the id that fills a batch, or None.
         fingerprint: sha256 of what determines the mapping; two runs with equal fingerprints give equal ids.
         files: the files to hand on with a model, the mapping itself first; empty when there is none.
+        engine: what turns text into ids: "native", or the name of the library that defines the file format.
     """
 
     type_name: str
@@ -48,6 +49,7 @@ class Tokenizer(ABC):
     pad_id: int | None
     fingerprint: str
     files: list[Path]
+    engine: str
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text, without an end-of-document id."""
@@ -56,6 +58,18 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
         """Ids of several texts; each text's ids equal those of `encode` on it alone."""
+
+    def encode_plain_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        """Ids of the bare texts: nothing is put before or behind them. For texts that are parts of a document."""
+        return self.encode_batch(texts)
+
+    def encode_reference_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        """What `encode_batch` must give, from the library that defines the file format."""
+        return self.encode_batch(texts)
+
+    def token_id(self, name: str) -> int | None:
+        """The id of the piece or special token with exactly this name; None when there is none."""
+        return None
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
@@ -78,6 +92,36 @@ def batch_of_lists(lists: Sequence[Sequence[int]]) -> EncodedBatch:
     """Join lists of ids into one EncodedBatch."""
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
     return EncodedBatch(np.fromiter(chain.from_iterable(lists), np.int32, int(lengths.sum())), lengths)
+
+
+def surrounded(
+    batch: EncodedBatch, prefix: Sequence[int], suffix: Sequence[int] = (), also_empty: bool = True
+) -> EncodedBatch:
+    """The ids of `batch` with `prefix` before and `suffix` behind each text.
+
+    Args:
+        batch: what is surrounded.
+        prefix: ids to put before each text.
+        suffix: ids to put behind it.
+        also_empty: whether a text without ids gets them too.
+    """
+    added = len(prefix) + len(suffix)
+    if not added or not len(batch.lengths):
+        return batch
+    rows = np.flatnonzero(batch.lengths) if not also_empty else np.arange(len(batch.lengths))
+    lengths = batch.lengths.copy()
+    lengths[rows] += added
+    ids = np.empty(len(batch.ids) + added * len(rows), np.int32)
+    is_text = np.ones(len(ids), bool)
+    ends = np.cumsum(lengths)[rows]
+    for offset, index in enumerate(prefix):
+        ids[ends - lengths[rows] + offset] = index
+        is_text[ends - lengths[rows] + offset] = False
+    for offset, index in enumerate(reversed(suffix), 1):
+        ids[ends - offset] = index
+        is_text[ends - offset] = False
+    ids[is_text] = batch.ids
+    return EncodedBatch(ids, lengths)
 
 
 def read_tokenizer_file(path: Path) -> bytes:

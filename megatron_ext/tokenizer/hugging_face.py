@@ -1,4 +1,4 @@
-"""tokenizer.json files, read by the `tokenizers` library; nothing is fetched from a hub."""
+"""tokenizer.json files, read by the compiled encoder or the `tokenizers` library; nothing is fetched from a hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.errors import TokenizerError
-from megatron_ext.tokenizer.base import EncodedBatch, Tokenizer, batch_of_lists, fingerprint_of, read_tokenizer_file
+from megatron_ext.tokenizer.base import (
+    EncodedBatch,
+    Tokenizer,
+    batch_of_lists,
+    fingerprint_of,
+    read_tokenizer_file,
+    surrounded,
+)
+from megatron_ext.tokenizer.byte_level_native import added_ids, native_byte_level
+from megatron_ext.tokenizer.engines import NativeEncoder, NotNativeError, choose_engine
 
 _SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 _USUAL_EOD = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|endofdocument|>")
@@ -26,7 +35,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     type_name = "HuggingFaceTokenizer"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, engine: str = "auto") -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
         file = _tokenizer_file(path)
         content = read_tokenizer_file(file)
@@ -35,6 +44,9 @@ class HuggingFaceTokenizer(Tokenizer):
         if not vocabulary:
             raise TokenizerError(f"{file} defines no tokens", fix="Give a complete tokenizer.json")
         self.vocab_size = max(vocabulary.values()) + 1
+        self._added = added_ids(self._model)
+        self._native = choose_engine(engine, lambda: self._make_native(content), str(file))
+        self.engine = "native" if self._native else "tokenizers"
         names = _special_names(file.parent)
         self.eod_id = self._find(vocabulary, names.get("eos_token"), _USUAL_EOD, file)
         self.bos_id = _first_present(vocabulary, [names.get("bos_token"), *_USUAL_BOS])
@@ -44,7 +56,32 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
         """Ids of several texts, with the special tokens of the file's post-processor."""
+        if self._native is None or self._added is None:
+            return self.encode_reference_batch(texts)
+        return surrounded(self._native.encode(texts), *self._added)
+
+    def encode_plain_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        """Ids of the bare texts, without the special tokens of the post-processor; those inside a text are kept."""
+        return self._native.encode(texts) if self._native else self._encode_by_library(texts)
+
+    def encode_reference_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        """The ids that the tokenizers library gives, with the special tokens of the file's post-processor."""
         return batch_of_lists([encoding.ids for encoding in self._model.encode_batch_fast(list(texts))])
+
+    def token_id(self, name: str) -> int | None:
+        """The id of a token as it is written in the file; None when there is none."""
+        index = self._model.token_to_id(name)
+        return None if index is None else int(index)
+
+    def _encode_by_library(self, texts: Sequence[str]) -> EncodedBatch:
+        encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+        return batch_of_lists([encoding.ids for encoding in encodings])
+
+    def _make_native(self, content: bytes) -> NativeEncoder:
+        if self._added is None:
+            raise NotNativeError("its post-processor does more than put ids before and behind a text")
+        encoder, accepts = native_byte_level(content, self._model)
+        return NativeEncoder(encoder, self._encode_by_library, accepts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens included."""

@@ -16,6 +16,7 @@ class NullTokenizer(Tokenizer):
     """
 
     type_name = "NullTokenizer"
+    engine = "numbers"
 
     def __init__(self, num_plain_ids: int) -> None:
         if num_plain_ids < 1:

@@ -9,7 +9,16 @@ import numpy as np
 import sentencepiece
 
 from megatron_ext.errors import TokenizerError
-from megatron_ext.tokenizer.base import EncodedBatch, Tokenizer, batch_of_lists, fingerprint_of, read_tokenizer_file
+from megatron_ext.tokenizer.base import (
+    EncodedBatch,
+    Tokenizer,
+    batch_of_lists,
+    fingerprint_of,
+    read_tokenizer_file,
+    surrounded,
+)
+from megatron_ext.tokenizer.engines import NativeEncoder, choose_engine
+from megatron_ext.tokenizer.sentence_piece_native import native_sentence_piece
 
 _EOD_PIECES = ("<eod>", "<EOD>", "<|endoftext|>")
 
@@ -20,9 +29,13 @@ class GPTSentencePieceTokenizer(Tokenizer):
     type_name = "GPTSentencePieceTokenizer"
     prepends_bos = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, engine: str = "auto") -> None:
         content = read_tokenizer_file(path)
         self._model = _load(path, content)
+        self._native = choose_engine(
+            engine, lambda: NativeEncoder(native_sentence_piece(content), self._encode_by_library), str(path)
+        )
+        self.engine = "native" if self._native else "sentencepiece"
         self.vocab_size = self._model.get_piece_size()
         self.bos_id = _id_or_none(self._model.bos_id())
         self.pad_id = _id_or_none(self._model.pad_id())
@@ -36,13 +49,28 @@ class GPTSentencePieceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
         """Ids of several texts; where the type says so, each text that has any ids is begun by bos."""
-        batch = self._encode_plain(list(texts))
+        return self._begun_by_bos(self.encode_plain_batch(texts))
+
+    def encode_plain_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        """Ids of the bare texts, whatever the type adds to a document."""
+        return self._native.encode(texts) if self._native else self._encode_by_library(texts)
+
+    def encode_reference_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        """The ids that the sentencepiece library gives."""
+        return self._begun_by_bos(self._encode_by_library(texts))
+
+    def token_id(self, name: str) -> int | None:
+        """The id of a piece; None when the model has no such piece."""
+        index = self._model.piece_to_id(name)
+        return int(index) if self._model.id_to_piece(index) == name else None
+
+    def _begun_by_bos(self, batch: EncodedBatch) -> EncodedBatch:
         if not self.prepends_bos or self.bos_id is None:
             return batch
-        starts = (np.cumsum(batch.lengths) - batch.lengths)[batch.lengths > 0]
-        return EncodedBatch(np.insert(batch.ids, starts, self.bos_id), batch.lengths + (batch.lengths > 0))
+        return surrounded(batch, [self.bos_id], also_empty=False)
 
-    def _encode_plain(self, texts: list[str]) -> EncodedBatch:
+    def _encode_by_library(self, texts: Sequence[str]) -> EncodedBatch:
+        texts = list(texts)
         if not hasattr(self._model, "encode_as_numpy"):  # SentencePiece before 0.2.3
             return batch_of_lists(self._model.encode(texts, num_threads=1))
         rows = self._model.encode_as_numpy(texts, num_threads=1) if texts else []

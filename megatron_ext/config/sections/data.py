@@ -12,6 +12,7 @@ TOKENIZER_TYPES = (
     "GPTSentencePieceTokenizer",
     "Llama2Tokenizer",
     "HuggingFaceTokenizer",
+    "TikTokenizer",
     "NullTokenizer",
 )
 DATASET_ORDERS = ("permuted", "megatron", "sequential")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
 import pytest
 import tokenizers
 
+from megatron_ext.tokenizer.byte_level_native import byte_characters
 from tests.unit.data.small import TEXTS, train_sentence_piece
 
 
@@ -33,3 +35,15 @@ def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
     side = {"eos_token": "</s>", "bos_token": {"content": "<s>"}, "pad_token": "<pad>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(side), encoding="utf-8")
     return folder / "tokenizer.json"
+
+
+@pytest.fixture(scope="session")
+def rank_file(tokenizer_json: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokens of `tokenizer_json` as a .tiktoken file of 397 ranks."""
+    byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+    vocabulary = json.loads(tokenizer_json.read_text(encoding="utf-8"))["model"]["vocab"]
+    names = [name for name in sorted(vocabulary, key=vocabulary.__getitem__) if name not in ("<s>", "</s>", "<pad>")]
+    tokens = [bytes(byte_of[character] for character in name) for name in names]
+    path = tmp_path_factory.mktemp("tiktoken") / "small.tiktoken"
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)))
+    return path

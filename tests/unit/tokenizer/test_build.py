@@ -10,12 +10,13 @@ from megatron_ext.errors import TokenizerError
 from megatron_ext.tokenizer import TOKENIZER_TYPES, build_tokenizer
 
 
-def test_every_known_type_is_built_under_its_name(model_file: Path, tokenizer_json: Path):
-    files = {"HuggingFaceTokenizer": tokenizer_json, "NullTokenizer": None}
+def test_every_known_type_is_built_under_its_name(model_file: Path, tokenizer_json: Path, rank_file: Path):
+    files = {"HuggingFaceTokenizer": tokenizer_json, "TikTokenizer": rank_file, "NullTokenizer": None}
     for name in TOKENIZER_TYPES:
         tokenizer = build_tokenizer(name, files.get(name, model_file), 50 if name == "NullTokenizer" else None)
         assert tokenizer.type_name == name
         assert 0 <= tokenizer.eod_id < tokenizer.vocab_size
+        assert tokenizer.engine in ("native", "sentencepiece", "tokenizers", "tiktoken", "numbers")
         assert len(tokenizer.fingerprint) == 64
         assert bool(tokenizer.files) == (name != "NullTokenizer")
 
@@ -28,6 +29,7 @@ def test_every_known_type_is_built_under_its_name(model_file: Path, tokenizer_js
         ("NullTokenizer", None, None),
         ("NullTokenizer", "x", 10),
         ("NullTokenizer", None, 0),
+        ("TikTokenizer", None, None),
     ],
 )
 def test_impossible_requests_are_refused(name: str, model: str | None, vocab_size: int | None):

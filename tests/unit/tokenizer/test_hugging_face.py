@@ -65,3 +65,10 @@ def test_damaged_side_files_are_refused(tokenizer_json: Path, tmp_path: Path):
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(TokenizerError, match="tokenizer_config"):
         HuggingFaceTokenizer(tmp_path)
+
+
+def test_plain_batches_lack_what_the_post_processor_adds(tokenizer_json: Path):
+    tokenizer = HuggingFaceTokenizer(tokenizer_json)
+    assert tokenizer.encode("a </s>") == [0, *tokenizer.encode_plain_batch(["a </s>"]).ids.tolist()]
+    assert tokenizer.encode("") == [0]
+    assert [tokenizer.token_id(name) for name in ("<s>", "<pad>", "nowhere")] == [0, 2, None]

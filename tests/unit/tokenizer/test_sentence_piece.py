@@ -80,3 +80,9 @@ def test_ids_outside_the_vocabulary_are_not_decoded(model_file: Path):
     for index in (-1, tokenizer.vocab_size):
         with pytest.raises(TokenizerError, match=f"{index}"):
             tokenizer.decode([index])
+
+
+def test_pieces_are_found_by_name(model_file: Path):
+    tokenizer = Llama2Tokenizer(model_file)
+    assert [tokenizer.token_id(name) for name in ("<unk>", "<s>", "</s>", "<0x00>", "nowhere")] == [0, 1, 2, 3, None]
+    assert tokenizer.encode_plain_batch(["a"]).ids.tolist() == tokenizer.encode("a")[1:]
