@@ -75,17 +75,28 @@ def long_documents(options: argparse.Namespace, folder: Path) -> None:
     for case, kind in KINDS.items():
         corpus, model = make_inputs(case, options, folder)
         for name, unit in (("letters", "abcdefghijklmnopqrstuvwxyz"), ("one letter", "a"), ("text", spaceless(corpus))):
-            seconds = []
+            seconds: dict[str, list[float]] = {side: [] for side in SIDES}
             for size_mb in LONG_MB:
                 path = folder / "long.jsonl"
                 size = int(size_mb * 1e6)
                 text = (unit * (size // len(unit.encode()) + 1)).encode()[:size].decode("utf-8", "ignore")
                 path.write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
                 rounds = both_sides(kind, str(path), model, options, folder)
-                seconds.append(statistics.median(run["seconds"] for run in rounds["ours"]))
-            exponent = math.log(seconds[-1] / seconds[-2]) / math.log(LONG_MB[-1] / LONG_MB[-2])
+                for side, runs in rounds.items():
+                    seconds[side].append(statistics.median(run["seconds"] for run in runs))
             result = {"benchmark": f"preprocess long document, {case}, {name}", **told(rounds, path, options)}
-            print(json.dumps({**result, "exponent_of_time_over_length": round(exponent, 2)}), flush=True)
+            print(json.dumps({**result, **growth(seconds)}), flush=True)
+
+
+def growth(seconds: dict[str, list[float]]) -> dict[str, object]:
+    """What ten megabytes cost over what one costs: without the start, which does not depend on the length."""
+    more = {side: times[-1] - times[0] for side, times in seconds.items()}
+    exponent = math.log(seconds["ours"][-1] / seconds["ours"][-2]) / math.log(LONG_MB[-1] / LONG_MB[-2])
+    return {
+        "seconds_by_mb": {side: [round(time, 3) for time in times] for side, times in seconds.items()},
+        "ratio_without_start": round(more["plain"] / max(more["ours"], 1e-9), 2),
+        "exponent_of_time_over_length": round(exponent, 2),
+    }
 
 
 def spaceless(corpus: str) -> str:

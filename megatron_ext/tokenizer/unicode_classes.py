@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import unicodedata
 
@@ -42,7 +43,8 @@ def character_classes() -> NDArray[np.uint8]:
     White_Space. Code points that this Python's Unicode tables do not assign are marked as uncertain, and so is all from
     U+40000 on (tags, private use), which is not worth the time to look at.
     """
-    bits = bytes(_BITS_OF_CATEGORY.get(unicodedata.category(chr(code)), 0) for code in range(_LOOKED_AT))
+    categories = map(unicodedata.category, map(chr, range(_LOOKED_AT)))
+    bits = bytes(map(collections.defaultdict(int, _BITS_OF_CATEGORY).__getitem__, categories))  # no loop in Python
     classes = np.full(CODE_POINTS, UNCERTAIN, np.uint8)
     classes[:_LOOKED_AT] = np.frombuffer(bits, np.uint8)
     classes[list(_SPACE_CONTROLS)] = SPACE

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers, processor
 
 from megatron_ext import native
 from megatron_ext.tokenizer import word_patterns
-from megatron_ext.tokenizer.byte_level_native import added_ids, native_byte_level
+from megatron_ext.tokenizer.byte_level_native import added_ids, byte_characters, native_byte_level
 from megatron_ext.tokenizer.engines import NotNativeError
 from tests.unit.data.small import TEXTS
 from tests.unit.tokenizer.odd_texts import ODD_TEXTS
@@ -139,3 +139,24 @@ def test_other_files_are_left_to_the_library(change: str):
     content = json.dumps(file)
     with pytest.raises(NotNativeError, match=change):
         native_byte_level(content.encode(), tokenizers.Tokenizer.from_str(content))
+
+
+# 文 is the bytes E6 96 87, 中 is E4 B8 AD. Merging from bytes does not always give what merging from characters would.
+MAKES_BOTH = [("æ", "ĸ"), ("æĸ", "ĩ"), ("ä", "¸")]
+ACROSS = {
+    "a token ends inside a character": [*MAKES_BOTH, ("æĸĩ", "ä¸"), ("ä¸", "Ń"), ("æĸĩ", "ä¸Ń")],
+    "a character is complete too late": [*MAKES_BOTH, ("æĸĩ", "ä¸Ń"), ("æĸĩ", "æĸĩ"), ("ä¸", "Ń")],
+    "characters come first": [*MAKES_BOTH, ("ä¸", "Ń"), ("æĸĩ", "ä¸Ń"), ("æĸĩ", "æĸĩ")],
+}
+
+
+@pytest.mark.parametrize("case", ACROSS)
+def test_merges_across_characters_come_in_their_order(case: str):
+    file = json.loads(train("QWEN", special=False).to_str())
+    tokens = [*byte_characters(), *dict.fromkeys(left + right for left, right in ACROSS[case])]
+    file["added_tokens"] = []
+    file["model"] |= {"vocab": {token: index for index, token in enumerate(tokens)}, "merges": ACROSS[case]}
+    assert (
+        same_ids(json.dumps(file), ["文中文", "文文中", "中文文中文中中", "a文中b文文中", "文" * 50 + "中文"], (96, 8))
+        == 0
+    )
