@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.sides.corpora import documents, train_byte_level, train_sentence_piece, write_corpus
-from benchmarks.sides.measure import measured, run_measured
+from benchmarks.sides.measure import measured, peak_mib, run_timed
 
 SIDES = ("plain", "ours")
 KINDS = {"byte-level": "tokenizers", "sentencepiece": "sentencepiece"}
@@ -126,8 +126,10 @@ def both_sides(
     rounds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(options.rounds):
         for side in SIDES:
-            rounds[side].append(run_measured([*command, "--side", side]))
+            rounds[side].append(run_timed([*command, "--side", side]))
         refuse_different(folder)
+    for side in SIDES:
+        rounds[side][0]["peak_mib"] = peak_mib([*command, "--side", side])
     return rounds
 
 
@@ -151,7 +153,7 @@ def told(rounds: dict[str, list[dict[str, float]]], corpus: Path, options: argpa
         "mb_per_s": {side: round(size_mb / seconds, 2) for side, seconds in median.items()},
         "ratio_to_plain_pool": round(statistics.median(ratios), 2),
         "ratios": [round(min(ratios), 2), round(max(ratios), 2)],
-        "peak_mib": {side: max(run["peak_mib"] for run in runs) for side, runs in rounds.items()},
+        "peak_mib": {side: runs[0]["peak_mib"] for side, runs in rounds.items()},
         "load": round(os.getloadavg()[0], 1),
     }
 

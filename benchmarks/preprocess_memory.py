@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.sides.corpora import documents, train_byte_level, write_corpus
-from benchmarks.sides.measure import run_measured
+from benchmarks.sides.measure import peak_mib
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
                 str(corpus),
             ]
             command += ["--tokenizer-model", str(folder / "tokenizer.json"), "--output", name]
-            peaks[f"{size_mb:g}"] = run_measured([*command, "--workers", str(options.workers)])["peak_mib"]
+            peaks[f"{size_mb:g}"] = peak_mib([*command, "--workers", str(options.workers)])
     growth = max(peaks.values()) / min(peaks.values())
     print(json.dumps({"benchmark": "preprocess memory", "peak_mib_by_input_mb": peaks, "growth": round(growth, 3)}))
 
