@@ -1,5 +1,6 @@
 // The Python module megatron_ext._native: checks array types and sizes, releases the GIL, calls the operations.
-// Python twins of all of them: megatron_ext/native_numpy.py; megatron_ext/native.py chooses.
+// Python twins of all of them: megatron_ext/native_numpy.py; megatron_ext/native.py chooses. The operations on orders and
+// samples are bound in bindings_sampling.cpp.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -7,6 +8,8 @@
 #include <limits>
 #include <stdexcept>
 
+#include "bindings_bpe.h"
+#include "bindings_sampling.h"
 #include "operations.h"
 
 namespace py = pybind11;
@@ -15,7 +18,6 @@ namespace {
 
 using Int32Array = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
 using Int64Array = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
-using DoubleArray = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
 py::array_t<float> counter_normal(std::uint64_t key, std::int64_t start, std::int64_t count) {
     if (start < 0 || count < 0) throw std::invalid_argument("counter_normal: start and count must not be negative");
@@ -38,57 +40,6 @@ Int64Array permute(std::uint64_t key, std::int64_t size, const Int64Array& indic
         megatron_ext::permute(key, size, source, count, target);
     }
     return out;
-}
-
-py::tuple blend(const DoubleArray& weights, const Int64Array& drawn, std::int64_t start, std::int64_t count) {
-    const std::int64_t num_datasets = weights.size();
-    if (num_datasets < 1 || num_datasets > 32767) throw std::invalid_argument("blend: 1 to 32767 datasets");
-    if (drawn.size() != num_datasets) throw std::invalid_argument("blend: one count per weight is needed");
-    if (start < 0 || count < 0) throw std::invalid_argument("blend: start and count must not be negative");
-    py::array_t<std::int16_t> dataset(count);
-    Int64Array sample(count), after(num_datasets);
-    std::copy(drawn.data(), drawn.data() + num_datasets, after.mutable_data());
-    const double* weight_data = weights.data();
-    std::int64_t* after_data = after.mutable_data();
-    std::int16_t* dataset_data = dataset.mutable_data();
-    std::int64_t* sample_data = sample.mutable_data();
-    {
-        py::gil_scoped_release release;
-        megatron_ext::blend(weight_data, num_datasets, start, count, after_data, dataset_data, sample_data);
-    }
-    return py::make_tuple(dataset, sample, after);
-}
-
-template <typename Token>
-Int64Array gather_typed(const py::array& tokens, const Int64Array& starts, const Int64Array& ends, std::int64_t position,
-                        std::int64_t count) {
-    const Token* source = static_cast<const Token*>(tokens.data());
-    Int64Array out(count);
-    std::int64_t* target = out.mutable_data();
-    const std::int64_t num_tokens = tokens.size(), num_documents = starts.size();
-    const std::int64_t *start_data = starts.data(), *end_data = ends.data();
-    {
-        py::gil_scoped_release release;
-        megatron_ext::gather_tokens<Token>(source, num_tokens, start_data, end_data, num_documents, position, count, target);
-    }
-    return out;
-}
-
-Int64Array gather_tokens(const py::array& tokens, const Int64Array& starts, const Int64Array& ends, std::int64_t position,
-                         std::int64_t count) {
-    if (starts.size() != ends.size()) throw std::invalid_argument("gather_tokens: starts and ends differ in length");
-    if (count < 0) throw std::invalid_argument("gather_tokens: count must not be negative");
-    if (tokens.ndim() != 1 || (tokens.size() > 1 && tokens.strides(0) != tokens.itemsize())) {
-        throw std::invalid_argument("gather_tokens: tokens must be one contiguous row");
-    }
-    const py::dtype type = tokens.dtype();
-    if (type.equal(py::dtype::of<std::uint16_t>())) return gather_typed<std::uint16_t>(tokens, starts, ends, position, count);
-    if (type.equal(py::dtype::of<std::int32_t>())) return gather_typed<std::int32_t>(tokens, starts, ends, position, count);
-    if (type.equal(py::dtype::of<std::uint8_t>())) return gather_typed<std::uint8_t>(tokens, starts, ends, position, count);
-    if (type.equal(py::dtype::of<std::int8_t>())) return gather_typed<std::int8_t>(tokens, starts, ends, position, count);
-    if (type.equal(py::dtype::of<std::int16_t>())) return gather_typed<std::int16_t>(tokens, starts, ends, position, count);
-    if (type.equal(py::dtype::of<std::int64_t>())) return gather_typed<std::int64_t>(tokens, starts, ends, position, count);
-    throw std::invalid_argument("gather_tokens: tokens must be of an integer type");
 }
 
 template <typename Token>
@@ -126,8 +77,7 @@ PYBIND11_MODULE(_native, module) {
     module.doc() = "Compiled data operations of megatron_ext; import them through megatron_ext.native.";
     module.def("counter_normal", &counter_normal, py::arg("key"), py::arg("start"), py::arg("count"));
     module.def("permute", &permute, py::arg("key"), py::arg("size"), py::arg("indices"));
-    module.def("blend", &blend, py::arg("weights"), py::arg("drawn"), py::arg("start"), py::arg("count"));
-    module.def("gather_tokens", &gather_tokens, py::arg("tokens"), py::arg("starts"), py::arg("ends"), py::arg("position"),
-               py::arg("count"));
     module.def("pack_tokens", &pack_tokens, py::arg("ids"), py::arg("lengths"), py::arg("eod"), py::arg("itemsize"));
+    megatron_ext::bind_sampling(module);
+    megatron_ext::bind_bpe(module);
 }

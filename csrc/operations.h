@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <string>
 
 namespace megatron_ext {
 
@@ -14,16 +16,42 @@ inline std::uint64_t mix64(std::uint64_t z) {
     return z ^ (z >> 31);
 }
 
+// Element i of an array that may begin at any byte, as the arrays inside an index file do.
+template <typename Value>
+inline Value load(const Value* values, std::int64_t i) {
+    Value value;
+    std::memcpy(&value, reinterpret_cast<const char*>(values) + i * static_cast<std::int64_t>(sizeof(Value)), sizeof(Value));
+    return value;
+}
+
 void counter_normal(std::uint64_t key, std::int64_t start, std::int64_t count, float* out);
 
 void permute(std::uint64_t key, std::int64_t size, const std::int64_t* indices, std::int64_t count, std::int64_t* out);
 
+// `scan` names one of blend_scan.h; "" is the widest.
 void blend(const double* weights, std::int64_t num_datasets, std::int64_t start, std::int64_t count, std::int64_t* drawn,
-           std::int16_t* dataset, std::int64_t* sample);
+           std::int16_t* dataset, std::int64_t* sample, const std::string& scan);
 
-template <typename Token>
-void gather_tokens(const Token* tokens, std::int64_t num_tokens, const std::int64_t* starts, const std::int64_t* ends,
-                   std::int64_t num_documents, std::int64_t position, std::int64_t count, std::int64_t* out);
+void blend_all(const std::int64_t* sizes, std::int64_t num_datasets, std::int64_t start, std::int64_t count,
+               std::int64_t* drawn, std::int16_t* dataset, std::int64_t* sample, const std::string& scan);
+
+// A block of documents: how many documents and tokens stand before it.
+struct SamplePlace {
+    std::int64_t document, token, seq_length;
+};
+
+// Tokens of the documents; throws where a document does not exist or has a negative length.
+template <typename Document>
+std::int64_t count_tokens(const std::int32_t* lengths, std::int64_t num_lengths, const Document* documents,
+                          std::int64_t num_documents);
+
+// The first sample, after sample 0, that can begin in the block, and how many rows the block has.
+std::int64_t first_sample(const SamplePlace& from);
+std::int64_t count_samples(const SamplePlace& from, std::int64_t tokens, std::int64_t num_documents);
+
+template <typename Document, typename Index>
+void sample_index(const std::int32_t* lengths, const Document* documents, std::int64_t num_documents,
+                  const SamplePlace& from, Index* rows);
 
 template <typename Token>
 std::int64_t pack_tokens(const std::int32_t* ids, const std::int64_t* lengths, std::int64_t num_texts, std::int64_t eod,

@@ -1,4 +1,7 @@
-"""Numpy twins of the compiled operations in csrc/: the same values bit for bit, for machines without a compiler."""
+"""Numpy twins of the compiled operations in csrc/: the same values bit for bit, for machines without a compiler.
+
+Those on orders and samples stand in `sampling_numpy.py`.
+"""
 
 from __future__ import annotations
 
@@ -94,72 +97,6 @@ def permute(key: int, size: int, indices: Int64Array) -> Int64Array:
         value[outside] = _feistel(value[outside], keys, half)
         outside = outside[value[outside] >= np.uint64(size)]
     return value.astype(np.int64)
-
-
-def blend(
-    weights: NDArray[np.float64], drawn: Int64Array, start: int, count: int
-) -> tuple[NDArray[np.int16], Int64Array, Int64Array]:
-    """Places start .. start+count-1 of a weighted mixture: (dataset int16, sample int64, drawn afterwards int64).
-
-    At each place the dataset farthest behind its share is drawn; of equal ones the first.
-
-    Args:
-        weights: float64 `[k]`, sum 1.
-        drawn: int64 `[k]`, samples drawn from each dataset before `start`; not changed.
-        start: the first place.
-        count: the number of places.
-
-    Source: megatron-core 0.16.1, helpers.cpp, build_blending_indices (same floating-point operations).
-    """
-    weights = np.asarray(weights, np.float64)
-    after = np.array(drawn, np.int64)
-    if not 1 <= len(weights) <= 32767:
-        raise ValueError("blend: 1 to 32767 datasets")
-    if len(after) != len(weights):
-        raise ValueError("blend: one count per weight is needed")
-    if start < 0 or count < 0:
-        raise ValueError("blend: start and count must not be negative")
-    dataset, sample = np.empty(count, np.int16), np.empty(count, np.int64)
-    for n in range(count):
-        best = int(np.argmax(weights * max(float(start + n), 1.0) - after))
-        dataset[n], sample[n] = best, after[best]
-        after[best] += 1
-    return dataset, sample, after
-
-
-def gather_tokens(tokens: NDArray, starts: Int64Array, ends: Int64Array, position: int, count: int) -> Int64Array:
-    """Tokens `[position : position + count]`, int64, of documents laid end to end in drawing order.
-
-    Args:
-        tokens: integer `[n]`, all documents.
-        starts: int64 `[d]`, where each drawn document begins in `tokens`.
-        ends: int64 `[d]`, inclusive prefix sums of the drawn documents' lengths.
-        position: first token wanted, in the concatenation.
-        count: number of tokens wanted.
-
-    Raises:
-        IndexError: the run reaches beyond the documents, or a document lies outside `tokens`.
-    """
-    if len(starts) != len(ends):
-        raise ValueError("gather_tokens: starts and ends differ in length")
-    if count < 0:
-        raise ValueError("gather_tokens: count must not be negative")
-    if position < 0 or count > (int(ends[-1]) if len(ends) else 0) - position:
-        raise IndexError("gather_tokens: the run reaches beyond the documents")
-    out = np.empty(count, np.int64)
-    document = int(np.searchsorted(ends, position, side="right"))
-    written = 0
-    while written < count:
-        begin = int(ends[document - 1]) if document else 0
-        offset = position + written - begin
-        length = min(int(ends[document]) - begin - offset, count - written)
-        source = int(starts[document]) + offset
-        if length < 0 or source < 0 or source > len(tokens) - length:
-            raise IndexError("gather_tokens: a document lies outside the tokens")
-        out[written : written + length] = tokens[source : source + length]
-        written += length
-        document += 1
-    return out
 
 
 def pack_tokens(ids: NDArray[np.int32], lengths: Int64Array, eod: int, itemsize: int) -> tuple[bytes, Int64Array, int]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_ext import log, native
-from megatron_ext.data.views import View
+from megatron_ext.data.views import RowsToFill, TokenRange, View
 from megatron_ext.errors import DataError
 from megatron_ext.native_numpy import Int64Array
 
@@ -129,6 +129,18 @@ class BlendView(View):
         """What is learned at each token of one sample, uint8 `[seq_length + 1]`; None for a dataset without a mask."""
         dataset, local = divmod(int(sample_id), 1 << _LOCAL_BITS)
         return self._views[dataset].loss_mask(local)
+
+    def read_into(self, sample_ids: Int64Array, batch: RowsToFill) -> None:
+        """Write samples to chosen rows of a batch, those of one dataset together."""
+        datasets, local = sample_ids >> _LOCAL_BITS, sample_ids & ((1 << _LOCAL_BITS) - 1)
+        for dataset in np.unique(datasets).tolist():
+            here = datasets == dataset
+            self._views[dataset].read_into(local[here], RowsToFill(batch.rows[here], batch.tokens, batch.mask))
+
+    def token_ranges(self, sample_id: int) -> list[TokenRange]:
+        """Where the tokens of one sample stand in the data."""
+        dataset, local = divmod(int(sample_id), 1 << _LOCAL_BITS)
+        return self._views[dataset].token_ranges(local)
 
     def _ids(self, start: int, count: int) -> Int64Array:
         datasets, places = self._index.places(start, count)

@@ -9,7 +9,14 @@ from megatron_ext import log
 from megatron_ext.data.order_file import OrderTarget
 from megatron_ext.data.split import Span
 from megatron_ext.data.store.indexed import IndexedDataset
-from megatron_ext.data.views import OrderedView, check_vocabulary, padded, padded_loss_mask
+from megatron_ext.data.views import (
+    OrderedView,
+    RowsToFill,
+    TokenRange,
+    padded_loss_mask,
+    read_windows,
+    require_existing,
+)
 from megatron_ext.errors import DataError
 from megatron_ext.native_numpy import Int64Array
 
@@ -40,6 +47,7 @@ class DocumentView(OrderedView):
         self._span = span
         self._pad_id = pad_id
         self._max_vocab_size = max_vocab_size
+        store.check_structure()  # all lengths are looked at anyway
         lengths = store.lengths[span.first : span.last]
         _refuse_long_documents(store.prefix, lengths, seq_length)
         _refuse_or_tell_short_documents(store.prefix, lengths)
@@ -61,16 +69,16 @@ class DocumentView(OrderedView):
 
     def __getitem__(self, sample_id: int) -> Int64Array:
         """The tokens of one sample, int64 `[seq_length + 1]`."""
-        begin, end = self._bounds(sample_id)
-        sample = self._store.tokens[begin:end].astype(np.int64)
-        if len(sample):
-            check_vocabulary(sample, self._max_vocab_size, self._store.prefix)
-        return padded(sample, self.seq_length + 1, self._pad_id)
+        return self.read(np.array([sample_id], np.int64))[0][0]
 
     def loss_mask(self, sample_id: int) -> NDArray[np.uint8] | None:
         """What is learned at each token of one sample, uint8 `[seq_length + 1]`; None when all of them are."""
         begin, end = self._bounds(sample_id)
         return padded_loss_mask(self._store.loss_mask, begin, end, self.seq_length + 1)
+
+    def token_ranges(self, sample_id: int) -> list[TokenRange]:
+        """Where the tokens of one sample stand in the data."""
+        return [TokenRange(self._store, *self._bounds(sample_id))]
 
     def _bounds(self, sample_id: int) -> tuple[int, int]:
         if not 0 <= sample_id < self._span.size:
@@ -78,6 +86,12 @@ class DocumentView(OrderedView):
         sequence = self._span.first + int(sample_id)
         begin = self._store.token_offset(sequence)
         return begin, begin + int(self._store.lengths[sequence])
+
+    def read_into(self, sample_ids: Int64Array, batch: RowsToFill) -> None:
+        """Write samples to chosen rows of a batch, all of them in one native call."""
+        require_existing(sample_ids, self._span.size)
+        bounds = self._store.sequence_bounds(self._span.first + sample_ids)
+        read_windows(self._store, bounds, self._pad_id, batch, self._max_vocab_size)
 
 
 def _refuse_long_documents(prefix: str, lengths: NDArray[np.int32], seq_length: int) -> None:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from megatron_ext.data.sampler import micro_batch_ids
-from megatron_ext.data.store.loss_mask import LEARNED, LEARNED_AS_EOD, NOT_LEARNED
-from megatron_ext.data.views import View
+from megatron_ext.data.store.loss_mask import LEARNED_AS_EOD, NOT_LEARNED
+from megatron_ext.data.views import Rows, View
 from megatron_ext.native_numpy import Int64Array
-
-Sample = tuple[Int64Array, NDArray[np.uint8] | None]
-"""Tokens int64 `[s + 1]` and what is learned at each of them, uint8 `[s + 1]`; None for all of them."""
-Rows = tuple[Int64Array, NDArray[np.uint8] | None]
-"""The samples of a micro-batch: tokens int64 `[b, s + 1]` and their loss mask, uint8 `[b, s + 1]`, or None."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +28,7 @@ class LoaderConfig:
         eod_mask_loss: no loss where the input token is `eod_id`.
         reset_position_ids: positions begin again after each `eod_id`.
         document_starts: say for each token where its document begins, for attention that needs to know.
+        record: told the sample ids of every micro-batch as it is handed out, not as it is read ahead.
     """
 
     micro_batch_size: int
@@ -44,6 +39,7 @@ class LoaderConfig:
     eod_mask_loss: bool = False
     reset_position_ids: bool = False
     document_starts: bool = False
+    record: Callable[[list[int]], None] | None = None
 
 
 class MicroBatches:
@@ -64,11 +60,12 @@ class MicroBatches:
         self, view: View, start_sample: int, global_batch_size: Callable[[int], int], config: LoaderConfig
     ) -> None:
         self._config = config
+        self._ahead: deque[list[int]] | None = deque() if config.record is not None else None
         self._loader: DataLoader | None = DataLoader(
-            _MaskedSamples(view) if view.has_loss_mask else _Samples(view),
-            batch_sampler=_Batches(view, start_sample, global_batch_size, config),  # type: ignore[arg-type]
+            _MicroBatchSamples(view),
+            batch_sampler=_Batches(view, start_sample, global_batch_size, config, self._ahead),  # type: ignore[arg-type]
             num_workers=config.num_workers,
-            collate_fn=stack_samples if view.has_loss_mask else _stack_tokens,
+            collate_fn=_as_read,  # type: ignore[arg-type]  # what __getitems__ gives is the batch already
             multiprocessing_context="fork" if config.num_workers else None,
             generator=torch.Generator(),  # else opening a loader would draw from the training's own generator
         )
@@ -88,6 +85,8 @@ class MicroBatches:
         if self._rows is None:
             self._rows = iter(self._loader)
         rows, mask = next(self._rows)
+        if self._ahead is not None and self._config.record is not None:
+            self._config.record(self._ahead.popleft())
         return to_batch(torch.from_numpy(rows), self._config, None if mask is None else torch.from_numpy(mask))
 
     def close(self) -> None:
@@ -97,13 +96,6 @@ class MicroBatches:
             shut_down()
         self._rows = None
         self._loader = None
-
-
-def stack_samples(samples: list[Sample]) -> Rows:
-    """Join samples and masks of a micro-batch; a sample without a mask is learned whole."""
-    rows = np.stack([tokens for tokens, _ in samples])
-    whole = np.full(rows.shape[1], LEARNED, np.uint8)
-    return rows, np.stack([whole if mask is None else mask for _, mask in samples])
 
 
 def to_batch(rows: torch.Tensor, config: LoaderConfig, learned: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
@@ -161,12 +153,12 @@ def _with_ends(labels: torch.Tensor, is_end: torch.Tensor, eod_id: int | None) -
     return labels.masked_fill(is_end, eod_id)
 
 
-def _stack_tokens(samples: list[Int64Array]) -> Rows:
-    return np.stack(samples), None
+def _as_read(rows: Rows) -> Rows:
+    return rows
 
 
-class _Samples(Dataset):
-    """A view as the data set that torch's loader asks for samples by id."""
+class _MicroBatchSamples(Dataset):
+    """A view as the data set that torch's loader asks for all samples of a micro-batch together."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -174,33 +166,34 @@ class _Samples(Dataset):
     def __getitem__(self, sample_id: int) -> Int64Array:
         return self._view[sample_id]
 
-
-class _MaskedSamples(Dataset):
-    """A view with a loss mask, in the same way."""
-
-    def __init__(self, view: View) -> None:
-        self._view = view
-
-    def __getitem__(self, sample_id: int) -> Sample:
-        return self._view[sample_id], self._view.loss_mask(sample_id)
+    def __getitems__(self, sample_ids: Int64Array) -> Rows:
+        return self._view.read(sample_ids)
 
 
 class _Batches:
     """The sample ids of this rank's micro-batches, without end."""
 
     def __init__(
-        self, view: View, start_sample: int, global_batch_size: Callable[[int], int], config: LoaderConfig
+        self,
+        view: View,
+        start_sample: int,
+        global_batch_size: Callable[[int], int],
+        config: LoaderConfig,
+        ahead: deque[list[int]] | None,
     ) -> None:
         self._view = view
+        self._ahead = ahead
         self._start_sample = start_sample
         self._global_batch_size = global_batch_size
         self._config = config
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Int64Array]:
         consumed, config = self._start_sample, self._config
         while True:
             size = self._global_batch_size(consumed)
             ids = self._view.sample_ids(consumed, size)
             for micro in micro_batch_ids(ids, config.micro_batch_size, config.dp_rank, config.dp_size):
-                yield micro.tolist()
+                if self._ahead is not None:
+                    self._ahead.append(micro.tolist())
+                yield micro
             consumed += size

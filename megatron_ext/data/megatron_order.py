@@ -14,10 +14,12 @@ from megatron_ext import log, native
 from megatron_ext.data.preprocessing.pending import PendingFile
 from megatron_ext.data.split import Span
 from megatron_ext.data.store.indexed import IndexedDataset
-from megatron_ext.data.views import View, check_vocabulary, require_one_sample
+from megatron_ext.data.views import RowsToFill, TokenRange, View, check_extent, require_existing, require_one_sample
 from megatron_ext.errors import DataError
 from megatron_ext.native_numpy import Int64Array
 
+_Indices = tuple[NDArray, NDArray, NDArray]
+_LARGEST_INT32 = 2**31 - 1
 _SEPARATE_EPOCH_BELOW = 0.80  # share of an epoch's samples; Source: megatron-core 0.16.1, gpt_dataset.py
 
 
@@ -41,8 +43,8 @@ class MegatronOrder:
 class MegatronView(View):
     """One split of one dataset as megatron-core 0.16.1's GPTDataset gives it, token by token.
 
-    All epochs are laid out at once, so the order depends on the number of samples asked for. Needs 20 bytes per
-    document and epoch and 4 per sample in memory.
+    All epochs are laid out at once, so the order depends on the number of samples asked for. Needs 4 bytes per document
+    and epoch and 12 per sample, in memory or, with a cache folder, in files that are mapped.
 
     Args:
         store: the dataset.
@@ -63,12 +65,10 @@ class MegatronView(View):
         self._max_vocab_size = max_vocab_size
         self.has_loss_mask = store.loss_mask is not None
         self.seq_length = order.seq_length
-        self.num_tokens = int(store.lengths[span.first : span.last].sum(dtype=np.int64))
+        self.num_tokens = store.token_offset(span.last) - store.token_offset(span.first)
         require_one_sample(store.prefix, self.num_tokens, self.seq_length)
         self.remainder_tokens = self.num_tokens - (self.num_tokens - 1) // self.seq_length * self.seq_length
-        documents, self._shuffle = _cached_indices(store, span, order, self.num_tokens)
-        self._ends = np.cumsum(store.lengths[documents], dtype=np.int64)
-        self._starts = store.pointers[documents] // store.dtype.itemsize
+        self._documents, self._shuffle, self._index = _cached_indices(store, span, order, self.num_tokens)
 
     def __len__(self) -> int:
         """Samples laid out: all epochs that were asked for."""
@@ -85,23 +85,51 @@ class MegatronView(View):
 
     def __getitem__(self, sample_id: int) -> Int64Array:
         """The tokens of one sample, int64 `[seq_length + 1]`."""
-        sample = self._gather(self._store.tokens, sample_id)
-        check_vocabulary(sample, self._max_vocab_size, self._store.prefix)
-        return sample
+        return self.read(np.array([sample_id], np.int64))[0][0]
 
     def loss_mask(self, sample_id: int) -> NDArray[np.uint8] | None:
         """What is learned at each token of one sample, uint8 `[seq_length + 1]`; None when all of them are."""
-        mask = self._store.loss_mask
-        return None if mask is None else self._gather(mask, sample_id).astype(np.uint8)
+        mask = self.read(np.array([sample_id], np.int64))[1]
+        return None if mask is None else mask[0]
 
-    def _gather(self, values: NDArray, sample_id: int) -> Int64Array:
-        """One sample's part of an array that has a value per token of the dataset."""
-        position = int(self._shuffle[sample_id]) * self.seq_length
-        return native.gather_tokens(values, self._starts, self._ends, position, self.seq_length + 1)
+    def token_ranges(self, sample_id: int) -> list[TokenRange]:
+        """Where the tokens of one sample stand in the data, document after document."""
+        place, offset = self._index[int(self._shuffle[sample_id])].tolist()
+        missing, ranges = self.seq_length + 1, []
+        while missing:
+            begins, ends = self._store.sequence_bounds(self._documents[place : place + 1].astype(np.int64))
+            begin, end = int(begins[0]) + offset, int(ends[0])
+            taken = min(end - begin, missing)
+            if taken:
+                ranges.append(TokenRange(self._store, begin, begin + taken))
+            missing, offset, place = missing - taken, 0, place + 1
+        return ranges
+
+    def read_into(self, sample_ids: Int64Array, batch: RowsToFill) -> None:
+        """Write samples to chosen rows of a batch, all of them in one native call.
+
+        Raises:
+            DataError: the index is damaged where it is read, or an id lies outside the vocabulary.
+        """
+        require_existing(sample_ids, len(self))
+        store = self._store
+        try:
+            extent = native.gather_documents(
+                (store.tokens, store.loss_mask),
+                (store.lengths, store.pointers, self._documents, self._index),
+                self._shuffle[sample_ids].astype(np.int64),
+                (batch.rows, batch.tokens, batch.mask),
+                self._max_vocab_size is not None,
+            )
+        except IndexError:  # each document is compared with the next one while it is read
+            raise store.damaged() from None
+        check_extent(extent, self._max_vocab_size, store.prefix)
 
 
-def build_indices(span: Span, order: MegatronOrder, tokens_per_epoch: int) -> tuple[NDArray[np.int32], NDArray]:
-    """Document order int32 `[documents * epochs]` and sample order uint32 or int64 `[samples]`.
+def build_indices(span: Span, order: MegatronOrder, tokens_per_epoch: int) -> tuple[NDArray, NDArray]:
+    """Document order int32 or int64 `[documents * epochs]` and sample order uint32 or int64 `[samples]`.
+
+    Documents are int64 from 2^31 on, where megatron-core's int32 wraps.
 
     Args:
         span: the sequences of this split.
@@ -132,8 +160,9 @@ def build_indices(span: Span, order: MegatronOrder, tokens_per_epoch: int) -> tu
     return documents, np.concatenate([first, _shuffled_range(separate, num_samples, num_samples, random)])
 
 
-def _shuffled_documents(span: Span, num_epochs: int, random: np.random.RandomState) -> NDArray[np.int32]:
-    documents = np.tile(np.arange(span.first, span.last, dtype=np.int32), num_epochs)
+def _shuffled_documents(span: Span, num_epochs: int, random: np.random.RandomState) -> NDArray:
+    dtype = np.int32 if span.last <= _LARGEST_INT32 else np.int64
+    documents = np.tile(np.arange(span.first, span.last, dtype=dtype), num_epochs)
     random.shuffle(documents)
     return documents
 
@@ -145,11 +174,17 @@ def _shuffled_range(first: int, last: int, total: int, random: np.random.RandomS
     return places
 
 
-def _cached_indices(
-    store: IndexedDataset, span: Span, order: MegatronOrder, tokens_per_epoch: int
-) -> tuple[NDArray[np.int32], NDArray]:
+def _all_indices(store: IndexedDataset, span: Span, order: MegatronOrder, tokens_per_epoch: int) -> _Indices:
+    """What `build_indices` gives, and where samples begin in the document order, int32 or int64 `[samples + 1, 2]`."""
+    store.check_structure()
+    documents, samples = build_indices(span, order, tokens_per_epoch)
+    wide = len(documents) > _LARGEST_INT32
+    return documents, samples, native.sample_index(store.lengths, documents, order.seq_length, wide=wide)
+
+
+def _cached_indices(store: IndexedDataset, span: Span, order: MegatronOrder, tokens_per_epoch: int) -> _Indices:
     if order.cache_folder is None:
-        return build_indices(span, order, tokens_per_epoch)
+        return _all_indices(store, span, order, tokens_per_epoch)
     named = {
         "dataset": store.identity,
         "span": [span.first, span.last],
@@ -159,18 +194,18 @@ def _cached_indices(
         "numpy": np.__version__,
     }
     name = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]
-    paths = [order.cache_folder / f"{name}-{part}.npy" for part in ("documents", "samples")]
+    paths = [order.cache_folder / f"{name}-{part}.npy" for part in ("documents", "samples", "starts")]
     if not all(path.is_file() for path in paths):
-        arrays = build_indices(span, order, tokens_per_epoch)
+        arrays = _all_indices(store, span, order, tokens_per_epoch)
         _save(order.cache_folder, dict(zip(paths, arrays, strict=True)))
         return arrays
     try:
-        documents, samples = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
+        documents, samples, starts = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
     except (OSError, ValueError) as error:
         raise DataError(
             f"the index cache {paths[0]} is damaged ({error})", fix="Remove it; it is built again"
         ) from None
-    return documents, samples
+    return documents, samples, starts
 
 
 def _save(folder: Path, arrays: dict[Path, NDArray]) -> None:

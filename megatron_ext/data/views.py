@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ext import native
 from megatron_ext.data.order import Order
 from megatron_ext.data.order_file import OrderTarget
 from megatron_ext.data.split import Span
@@ -17,6 +19,26 @@ from megatron_ext.errors import DataError
 from megatron_ext.native_numpy import Int64Array
 
 AnyInteger = TypeVar("AnyInteger", np.int64, np.uint8)
+Rows = tuple[Int64Array, NDArray[np.uint8] | None]
+"""The samples of a micro-batch: tokens int64 `[b, s + 1]` and their loss mask, uint8 `[b, s + 1]`, or None."""
+
+
+@dataclass(frozen=True)
+class TokenRange:
+    """Tokens begin .. end-1 of a dataset."""
+
+    store: IndexedDataset
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class RowsToFill:
+    """Where samples go: sample i to row rows[i], int64 `[b]`, of tokens int64 and mask uint8 (or None) `[h, s + 1]`."""
+
+    rows: Int64Array
+    tokens: Int64Array
+    mask: NDArray[np.uint8] | None
 
 
 class View(ABC):
@@ -56,6 +78,26 @@ class View(ABC):
         None when all of them are; always None where `has_loss_mask` is false.
         """
         return None
+
+    def read(self, sample_ids: Int64Array) -> Rows:
+        """The samples of a micro-batch, `[b]` ids: tokens, and their loss mask where the view has one."""
+        shape = (len(sample_ids), self.seq_length + 1)
+        mask = np.empty(shape, np.uint8) if self.has_loss_mask else None
+        tokens = np.empty(shape, np.int64)
+        self.read_into(sample_ids, RowsToFill(np.arange(len(sample_ids), dtype=np.int64), tokens, mask))
+        return tokens, mask
+
+    def read_into(self, sample_ids: Int64Array, batch: RowsToFill) -> None:
+        """Write samples, `[b]` ids, to chosen rows of a batch; their mask is LEARNED where this view has none."""
+        for sample_id, row in zip(sample_ids.tolist(), batch.rows.tolist(), strict=True):
+            batch.tokens[row] = self[sample_id]
+            if batch.mask is not None:
+                learned = self.loss_mask(sample_id)
+                batch.mask[row] = LEARNED if learned is None else learned
+
+    def token_ranges(self, sample_id: int) -> list[TokenRange]:
+        """Where the tokens of one sample stand in the data, in their order; padding stands nowhere."""
+        raise NotImplementedError(f"{type(self).__name__} does not know where its tokens come from")
 
 
 class OrderedView(View):
@@ -127,21 +169,65 @@ class WindowView(OrderedView):
 
     def __getitem__(self, sample_id: int) -> Int64Array:
         """The tokens of one sample, int64 `[seq_length + 1]`."""
-        begin, end = self._bounds(sample_id)
-        sample = self._store.tokens[begin:end].astype(np.int64)
-        check_vocabulary(sample, self._max_vocab_size, self._store.prefix)
-        return sample if self._pad_id is None else padded(sample, self.seq_length + 1, self._pad_id)
+        return self.read(np.array([sample_id], np.int64))[0][0]
 
     def loss_mask(self, sample_id: int) -> NDArray[np.uint8] | None:
         """What is learned at each token of one sample, uint8 `[seq_length + 1]`; None when all of them are."""
         begin, end = self._bounds(sample_id)
         return padded_loss_mask(self._store.loss_mask, begin, end, self.seq_length + 1)
 
+    def token_ranges(self, sample_id: int) -> list[TokenRange]:
+        """Where the tokens of one sample stand in the data."""
+        return [TokenRange(self._store, *self._bounds(sample_id))]
+
     def _bounds(self, sample_id: int) -> tuple[int, int]:
         if not 0 <= sample_id < self._num_samples:
             raise IndexError(f"sample {sample_id} of {self._num_samples}")
         begin = self._first_token + int(sample_id) * self.seq_length
         return begin, min(begin + self.seq_length + 1, self._last_token)
+
+    def read_into(self, sample_ids: Int64Array, batch: RowsToFill) -> None:
+        """Write samples to chosen rows of a batch, all of them in one native call."""
+        require_existing(sample_ids, self._num_samples)
+        begins = self._first_token + sample_ids * self.seq_length
+        ends = np.minimum(begins + self.seq_length + 1, self._last_token)
+        read_windows(self._store, (begins, ends), self._pad_id or 0, batch, self._max_vocab_size)
+
+
+def read_windows(
+    store: IndexedDataset,
+    bounds: tuple[Int64Array, Int64Array],
+    pad_id: int,
+    batch: RowsToFill,
+    max_vocab_size: int | None,
+) -> None:
+    """Write runs of tokens, padded on the right, and their masks to rows of a batch.
+
+    Args:
+        store: the dataset.
+        bounds: where each run begins and ends in the dataset's tokens, int64 `[b]` each.
+        pad_id: fills a row after its run.
+        batch: the rows.
+        max_vocab_size: the ids that are read are checked against it; None checks nothing.
+
+    Raises:
+        DataError: an id lies outside [0, max_vocab_size).
+    """
+    extent = native.gather_windows(
+        (store.tokens, store.loss_mask),
+        *bounds,
+        pad_id,
+        (batch.rows, batch.tokens, batch.mask),
+        max_vocab_size is not None,
+    )
+    check_extent(extent, max_vocab_size, store.prefix)
+
+
+def require_existing(sample_ids: Int64Array, num_samples: int) -> None:
+    """Raise IndexError when a sample id lies outside [0, num_samples)."""
+    wrong = (sample_ids < 0) | (sample_ids >= num_samples)
+    if wrong.any():
+        raise IndexError(f"sample {sample_ids[int(wrong.argmax())]} of {num_samples}")
 
 
 def padded(sample: NDArray[AnyInteger], length: int, pad: int) -> NDArray[AnyInteger]:
@@ -176,11 +262,12 @@ def require_one_sample(prefix: str, num_tokens: int, seq_length: int) -> None:
         )
 
 
-def check_vocabulary(sample: Int64Array, max_vocab_size: int | None, prefix: str) -> None:
-    """Raise DataError when a token id lies outside [0, max_vocab_size); None checks nothing."""
-    if max_vocab_size is not None and (sample.min() < 0 or sample.max() >= max_vocab_size):
+def check_extent(extent: tuple[int, int], max_vocab_size: int | None, prefix: str) -> None:
+    """Raise DataError when ids from extent[0] to extent[1] lie outside [0, max_vocab_size); None checks nothing."""
+    smallest, largest = extent
+    if max_vocab_size is not None and (smallest < 0 or largest >= max_vocab_size):
         raise DataError(
-            f"{prefix}.bin holds token ids from {sample.min()} to {sample.max()}",
+            f"{prefix}.bin holds token ids from {smallest} to {largest}",
             f"The tokenizer of this run has ids 0 to {max_vocab_size - 1}",
             "Use the tokenizer the data was made with",
         )

@@ -53,6 +53,7 @@ class HookParts:
         is_logging_rank: true on the one rank that prints and writes files (the last one, as in Megatron-LM).
         evaluate: mean validation loss per token now; collective, called on every rank; None without a validation set.
         save: writes a checkpoint now; collective, called on every rank; None without --save.
+        sample_ids: ids of the step's global batch; collective, called on every rank; None without --log-sample-ids.
     """
 
     run: RunConfig
@@ -61,6 +62,7 @@ class HookParts:
     is_logging_rank: bool
     evaluate: Callable[[TrainState], float] | None = None
     save: Callable[[TrainState], None] | None = None
+    sample_ids: Callable[[], list[int]] | None = None
 
     def flops(self, result: StepResult) -> int:
         """Model operations of a step over all ranks."""
@@ -89,6 +91,8 @@ class Outputs:
         self.evaluations = {
             split: MetricsFile(save / f"{split}.jsonl", start.iteration) for split in ("validation", "test") if save
         }
+        log_sample_ids = run.logging.log_sample_ids if writes else None
+        self.sample_ids = MetricsFile(Path(log_sample_ids), start.iteration) if log_sample_ids else None
         tensorboard = run.logging.tensorboard_dir if writes else None
         self.tensorboard = TensorBoardWriter(Path(tensorboard), start) if tensorboard else None
         self.progress = ProgressLine(writes and run.logging.progress, run.total_train_iters, start.iteration)
@@ -111,7 +115,7 @@ class Outputs:
 
     def close(self) -> None:
         """Finish every file; the progress line goes away."""
-        for output in (self.metrics, *self.evaluations.values(), self.tensorboard, self.progress):
+        for output in (self.metrics, self.sample_ids, *self.evaluations.values(), self.tensorboard, self.progress):
             if output is not None:
                 output.close()
 
@@ -122,6 +126,7 @@ def build_hooks(parts: HookParts, outputs: Outputs) -> list[Hook]:
     if parts.is_logging_rank:
         hooks += [log_line_hook(parts, outputs), metrics_hook(parts, outputs), tensorboard_hook(parts, outputs)]
         hooks += [lambda context: outputs.progress.update(context.state, context.result)]
+    hooks += [sample_ids_hook(parts, outputs)]
     hooks += [evaluation_hook(parts, outputs), checkpoint_hook(parts), garbage_collection_hook(parts.run)]
     return [hook for hook in hooks if hook is not None]
 
@@ -150,6 +155,20 @@ def metrics_hook(parts: HookParts, outputs: Outputs) -> Hook | None:
     return lambda context: metrics.append(
         step_record(context.state, context.result, parts.tflops_per_rank(context.result))
     )
+
+
+def sample_ids_hook(parts: HookParts, outputs: Outputs) -> Hook | None:
+    """Append the sample ids of every iteration to the file of --log-sample-ids; collective."""
+    gathered = parts.sample_ids
+    if gathered is None:
+        return None
+
+    def log_sample_ids(context: StepContext) -> None:
+        record = {"iteration": context.state.iteration, "sample_ids": gathered()}
+        if outputs.sample_ids is not None:
+            outputs.sample_ids.append(record)
+
+    return log_sample_ids
 
 
 def tensorboard_hook(parts: HookParts, outputs: Outputs) -> Hook | None:

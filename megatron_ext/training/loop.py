@@ -27,6 +27,7 @@ from megatron_ext.training.hooks import Hook, HookParts, Outputs, StepContext, b
 from megatron_ext.training.metrics import TrainState
 from megatron_ext.training.readers import open_readers
 from megatron_ext.training.resume import save_state, start_state
+from megatron_ext.training.sample_ids import StepSamples
 from megatron_ext.training.step import train_step
 from megatron_ext.training.stop import StopConditions, StopReason, StopSignals
 
@@ -60,6 +61,7 @@ def train(parts: Components, state: TrainState, conditions: StopConditions) -> N
     """Run the loop from `state` until there is a reason to stop, then evaluate and save. Collective over all ranks."""
     run = parts.run
     save = SaveOnce(parts) if run.checkpoint.save else None
+    samples = StepSamples() if run.logging.log_sample_ids else None
     hook_parts = HookParts(
         run=run,
         start=state,
@@ -67,11 +69,12 @@ def train(parts: Components, state: TrainState, conditions: StopConditions) -> N
         is_logging_rank=parts.world.is_logging_rank,
         evaluate=(lambda _: evaluate(parts)) if run.train.eval_iters and parts.datasets.valid is not None else None,
         save=save,
+        sample_ids=samples.gathered if samples else None,
     )
     with closing(Outputs(hook_parts)) as outputs:
         reason = StopReason.COMPLETE
         if not run.train.skip_train:
-            reason = run_steps(parts, state, conditions, build_hooks(hook_parts, outputs))
+            reason = run_steps(parts, state, conditions, build_hooks(hook_parts, outputs), samples)
             if save is not None:
                 save(state)
         if reason is StopReason.COMPLETE:
@@ -79,10 +82,17 @@ def train(parts: Components, state: TrainState, conditions: StopConditions) -> N
     log.info(f"stopped after iteration {state.iteration}: {reason.describe()}")
 
 
-def run_steps(parts: Components, state: TrainState, conditions: StopConditions, hooks: list[Hook]) -> StopReason:
+def run_steps(
+    parts: Components,
+    state: TrainState,
+    conditions: StopConditions,
+    hooks: list[Hook],
+    samples: StepSamples | None = None,
+) -> StopReason:
     """Step until any rank has a reason to stop, and return it. Collective over all ranks."""
     next_batch_size = parts.run.global_batch_size_at
-    with open_readers(parts, parts.datasets.train, state.consumed_samples, next_batch_size) as readers:
+    record, view = samples.record if samples else None, parts.datasets.train
+    with open_readers(parts, view, state.consumed_samples, next_batch_size, record) as readers:
         while (reason := agree(conditions.vote(state))) is StopReason.NONE:
             result = train_step(parts, state, readers)
             state.advance(result)
@@ -158,7 +168,8 @@ def make_output_folders(run: RunConfig) -> None:
         ConfigError: one cannot be written, which is better known before the first iteration than after it.
     """
     save, tensorboard = run.checkpoint.save, None if run.train.skip_train else run.logging.tensorboard_dir
-    for flag, folder in (("--save", save), ("--tensorboard-dir", tensorboard)):
+    ids = None if run.train.skip_train or not run.logging.log_sample_ids else Path(run.logging.log_sample_ids).parent
+    for flag, folder in (("--save", save), ("--tensorboard-dir", tensorboard), ("--log-sample-ids", ids)):
         try:
             if folder:
                 Path(folder).mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from megatron_ext.data.loader import LoaderConfig, MicroBatches
@@ -20,12 +21,17 @@ _STAY_ON_THE_HOST = {"document_starts"}
 
 @contextmanager
 def open_readers(
-    parts: Components, view: View, start_sample: int, global_batch_size: Callable[[int], int]
+    parts: Components,
+    view: View,
+    start_sample: int,
+    global_batch_size: Callable[[int], int],
+    record: Callable[[list[int]], None] | None = None,
 ) -> Iterator[Readers]:
     """Yield one reader per model chunk, from `start_sample` of `view` on; close them at the end. Rank-local.
 
     Every tensor-parallel rank reads the same samples itself: a mapped file costs less than a broadcast. Chunks that
-    hold neither the embedding nor the output layer read nothing, unless their attention must know documents.
+    hold neither the embedding nor the output layer read nothing, unless their attention must know documents. The first
+    chunk that reads tells `record` the sample ids of each micro-batch.
     """
     run, at = parts.run, parts.world.at
     reads_documents = positions_of(run).reads_documents
@@ -43,7 +49,8 @@ def open_readers(
         readers: Readers = []
         for model in parts.models:
             if model.pre_process or model.post_process or reads_documents:
-                batches = MicroBatches(view, start_sample, global_batch_size, settings)
+                batches = MicroBatches(view, start_sample, global_batch_size, replace(settings, record=record))
+                record = None
                 stack.callback(batches.close)
                 readers.append(_to_device(batches, parts))
             else:

@@ -65,70 +65,14 @@ def test_permute_gives_the_twins_values(key: int, size: int, seed: int):
     np.testing.assert_array_equal(native.permute(key, size, indices), native_numpy.permute(key, size, indices))
 
 
-@needs_compiler
-@settings(deadline=None, max_examples=50)
-@given(weights=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8), cut=st.integers(0, 200))
-def test_blend_gives_the_twins_values_and_can_be_continued(weights: list[float], cut: int):
-    normal = np.array(weights) / np.sum(weights)
-    zeros = np.zeros(len(weights), np.int64)
-    whole = native.blend(normal, zeros, 0, 300)
-    for ours, twin in zip(whole, native_numpy.blend(normal, zeros, 0, 300), strict=True):
-        np.testing.assert_array_equal(ours, twin)
-    first = native.blend(normal, zeros, 0, cut)
-    second = native.blend(normal, first[2], cut, 300 - cut)
-    np.testing.assert_array_equal(np.concatenate([first[0], second[0]]), whole[0])
-    np.testing.assert_array_equal(np.concatenate([first[1], second[1]]), whole[1])
-    assert not zeros.any()
-
-
-@pytest.mark.parametrize("module", [native, native_numpy])
-@pytest.mark.parametrize("size", [1, 1000])
-def test_blend_is_megatron_cores_greedy_order(module, size: int):
-    from megatron.core.datasets import helpers_cpp
-
-    random = np.random.default_rng(size)
-    for k in (1, 2, 3, 10):
-        weights = random.dirichlet(np.ones(k))
-        dataset, sample = np.zeros(size, np.int16), np.zeros(size, np.int64)
-        helpers_cpp.build_blending_indices(dataset, sample, weights, k, size, False)
-        ours = module.blend(weights, np.zeros(k, np.int64), 0, size)
-        np.testing.assert_array_equal(ours[0], dataset)
-        np.testing.assert_array_equal(ours[1], sample)
-
-
-@settings(deadline=None, max_examples=60)
-@given(data=st.data(), dtype=st.sampled_from(["uint8", "int8", "int16", "uint16", "int32", "int64"]))
-def test_gather_tokens_cuts_from_the_documents_laid_end_to_end(data: st.DataObject, dtype: str):
-    lengths = np.array(data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=20)), np.int64)
-    tokens = np.arange(lengths.sum()).astype(dtype)
-    order = np.array(data.draw(st.permutations(range(len(lengths)))))
-    starts, ends = (np.cumsum(lengths) - lengths)[order], np.cumsum(lengths[order])
-    text = np.concatenate([tokens[s : s + n] for s, n in zip(starts, lengths[order], strict=True)]).astype(np.int64)
-    position = data.draw(st.integers(0, len(text)))
-    count = data.draw(st.integers(0, len(text) - position))
-    for module in (native, native_numpy):
-        found = module.gather_tokens(tokens, starts, ends, position, count)
-        assert found.dtype == np.int64
-        np.testing.assert_array_equal(found, text[position : position + count])
-
-
 @pytest.mark.parametrize("module", [native, native_numpy])
 def test_out_of_range_arguments_are_refused(module):
-    tokens, starts, ends = np.arange(6, dtype=np.uint16), np.array([0, 3]), np.array([3, 6])
-    with pytest.raises(IndexError):
-        module.gather_tokens(tokens, starts, ends, 4, 3)
-    with pytest.raises(IndexError):
-        module.gather_tokens(tokens[:5], starts, ends, 0, 6)
-    with pytest.raises(ValueError):
-        module.gather_tokens(tokens, starts, ends[:1], 0, 1)
     with pytest.raises(IndexError):
         module.permute(1, 10, np.array([10]))
     with pytest.raises(ValueError):
         module.permute(1, 0, np.array([], np.int64))
     with pytest.raises(ValueError):
         module.counter_normal(1, -1, 3)
-    with pytest.raises(ValueError):
-        module.blend(np.array([0.5, 0.5]), np.zeros(3, np.int64), 0, 1)
 
 
 def test_without_the_extension_one_warning_and_the_twins():

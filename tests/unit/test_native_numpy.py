@@ -32,6 +32,35 @@ def test_permute_is_a_bijection_of_a_million_and_looks_random():
     assert ((cells - expected) ** 2 / expected).sum() < 1024 + 6 * math.sqrt(2 * 1024)
 
 
+def test_permute_is_a_bijection_of_every_size_up_to_2000_and_of_a_sample_up_to_100000():
+    random = np.random.default_rng(0)
+    edges = [4**half + off for half in range(6, 9) for off in (-1, 0, 1)]
+    for size in (*range(1, 2001), *edges, *random.integers(2001, 100_001, 60).tolist(), 100_000):
+        images = native.permute(size * 31 + 7, size, np.arange(size))
+        assert images.min() == 0 and images.max() == size - 1
+        assert np.bincount(images, minlength=size).max() == 1, size
+
+
+@pytest.mark.parametrize("size", [1 << 16, 100_003, 1_000_003])
+@pytest.mark.parametrize("key", [0, 1, 2**63 + 12345])
+def test_permute_has_no_serial_correlation(size: int, key: int):
+    """Images at distance d, for near and far d, and after both halves of the network, are uncorrelated."""
+    images = native.permute(key, size, np.arange(size)) / size
+    for distance in (*range(1, 17), 255, 256, 257, 1023, 1024, 1025):
+        assert abs(np.corrcoef(images[:-distance], images[distance:])[0, 1]) < 5 / math.sqrt(size - distance), distance
+
+
+@pytest.mark.parametrize("size", [1 << 16, 100_003, 1_000_003])
+@pytest.mark.parametrize("distance", [1, 2, 256])
+def test_differences_of_images_are_spread_evenly(size: int, distance: int):
+    """For a random permutation (image(i + d) - image(i)) mod n is uniform on 1 .. n-1: chi-square with 255 degrees."""
+    images = native.permute(size ^ distance, size, np.arange(size))
+    differences = (images[distance:] - images[:-distance]) % size
+    counts = np.bincount((differences - 1) * 256 // (size - 1), minlength=256)
+    expected = np.diff(-(-np.arange(257) * (size - 1) // 256)) * len(differences) / (size - 1)
+    assert ((counts - expected) ** 2 / expected).sum() < 255 + 6 * math.sqrt(2 * 255)
+
+
 def test_permute_depends_on_its_key():
     places = np.arange(1000)
     first, second = native.permute(1, 1000, places), native.permute(2, 1000, places)

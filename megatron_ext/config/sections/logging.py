@@ -17,4 +17,5 @@ class LoggingConfig(Section):
     tensorboard_log_interval: int = knob(1, "steps between TensorBoard points", unit="iterations", bounds="[1, inf)")
     log_params_norm: bool = knob(False, "compute and report the L2 norm of the parameters")
     log_num_zeros_in_grad: bool = knob(False, "count and report zeros in the gradient")
+    log_sample_ids: str | None = knob(None, "file to write the sample ids of every step to, as JSON lines")
     progress: bool = knob(True, "on a terminal, a progress line with the time left")

@@ -47,6 +47,7 @@ class JoinedDatasets:
         self.first_documents: list[int] = np.cumsum([0] + [store.num_documents for store in self.stores]).tolist()
         self.offsets = np.empty(self.first_documents[-1] + 1, np.int64)
         for place, store in enumerate(self.stores):
+            store.check_structure()
             begin, end = self.first_documents[place], self.first_documents[place + 1]
             self.offsets[begin : end + 1] = store.document_offsets(0, store.num_documents) + self._first_tokens[place]
         if self.num_tokens == 0:

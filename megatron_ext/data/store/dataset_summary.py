@@ -56,7 +56,12 @@ class LengthTable:
 
 
 def document_lengths(dataset: IndexedDataset) -> LengthTable:
-    """The lengths of all documents of a dataset."""
+    """The lengths of all documents of a dataset.
+
+    Raises:
+        DataError: the index is damaged.
+    """
+    dataset.check_structure()
     table = LengthTable(np.empty(0, np.int64), np.empty(0, np.int64))
     for first in range(0, dataset.num_documents, _DOCUMENTS):
         offsets = dataset.document_offsets(first, min(first + _DOCUMENTS, dataset.num_documents))

@@ -1,4 +1,4 @@
-"""Megatron's indexed dataset on disk: its format, and a reader that checks all of it at open.
+"""Megatron's indexed dataset on disk: its format, and a reader that checks what it reads.
 
 `PREFIX.bin` holds the token values one after the other, no header. `PREFIX.idx`, little-endian and packed:
 
@@ -68,6 +68,11 @@ def token_dtype(vocab_size: int) -> np.dtype:
 class IndexedDataset:
     """A dataset on disk, memory mapped; every array taken from it keeps the map alive.
 
+    With a manifest, opening takes constant time whatever the size: it compares the sizes of the files, the header and
+    both ends of each array with each other and with the manifest, and each method here checks the entries it reads
+    against their neighbours. Without a manifest all of the index is checked at open. Whoever reads the arrays
+    `lengths`, `pointers` and `document_boundaries` as they are calls `check_structure` first.
+
     Attributes:
         prefix: path without the suffixes.
         dtype: type of the stored tokens.
@@ -79,7 +84,7 @@ class IndexedDataset:
         loss_mask: uint8 `[t]`, what is learned at each token (codes of loss_mask.py); None when all of them are.
 
     Raises:
-        DataError: a file is missing or unreadable, or anything in it contradicts anything else.
+        DataError: a file is missing or unreadable, or what was looked at contradicts something else.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -92,11 +97,13 @@ class IndexedDataset:
         self.lengths: NDArray[np.int32] = raw[HEADER.size : lengths_end].view("<i4")
         self.pointers: NDArray[np.int64] = raw[lengths_end:pointers_end].view("<i8")
         self.document_boundaries: NDArray[np.int64] = raw[pointers_end : pointers_end + 8 * boundaries].view("<i8")
-        self.num_tokens = self._check_sequences()
-        self._check_documents()
+        self._structure_is_checked = False
+        self.num_tokens = self._check_ends()
+        self.manifest: DatasetManifest | None = read_manifest(prefix)
+        if self.manifest is None:
+            self.check_structure()
         self._check_token_bytes()
         self.tokens = _map(bin_path(prefix), self.dtype)
-        self.manifest: DatasetManifest | None = read_manifest(prefix)
         if self.manifest is not None:
             self._check_manifest(self.manifest, len(raw))
         self.loss_mask: NDArray[np.uint8] | None = self._open_loss_mask()
@@ -126,22 +133,65 @@ class IndexedDataset:
             digest.update(stream.read(_IDENTITY_BYTES))
         return f"index-{digest.hexdigest()}"
 
+    def check_structure(self) -> None:
+        """Check the whole index: lengths, offsets and document boundaries. Reads all of it, the first time.
+
+        Raises:
+            DataError: an entry contradicts another one.
+        """
+        if not self._structure_is_checked:
+            self._check_sequences()
+            self._check_documents()
+            self._structure_is_checked = True
+
     def token_offset(self, sequence: int) -> int:
-        """Position in `tokens` at which a sequence begins; `num_sequences` gives the end of the last one."""
-        return (
-            self.num_tokens if sequence == self.num_sequences else int(self.pointers[sequence]) // self.dtype.itemsize
-        )
+        """Position in `tokens` at which a sequence begins; `num_sequences` gives the end of the last one.
+
+        Raises:
+            DataError: what the index says about the sequence contradicts what it says about the next one.
+        """
+        return self.num_tokens if sequence == self.num_sequences else self._bounds(sequence)[0]
+
+    def sequence_bounds(self, sequences: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Positions in `tokens` at which sequences `[k]` begin and end, int64 `[k]` each.
+
+        Raises:
+            DataError: what the index says about one of them contradicts what it says about the next sequence.
+        """
+        itemsize = self.dtype.itemsize
+        begins, lengths = self.pointers[sequences], self.lengths[sequences].astype(np.int64)
+        last = self.num_sequences - 1
+        ends = np.where(sequences < last, self.pointers[np.minimum(sequences + 1, last)], self.num_tokens * itemsize)
+        wrong = (begins < 0) | (begins % itemsize != 0) | (begins + lengths * itemsize != ends) | (lengths < 0)
+        wrong |= ends > self.num_tokens * itemsize
+        if wrong.any():
+            raise self.damaged(int(sequences[int(wrong.argmax())]))
+        return begins // itemsize, ends // itemsize
 
     def document_offsets(self, first: int, last: int) -> NDArray[np.int64]:
         """Positions in `tokens` at which documents `first` to `last` begin, int64 `[last - first + 1]`.
 
         `num_documents` as `last` gives the end of the last one.
+
+        Raises:
+            DataError: the index contradicts itself there.
         """
         sequences = self.document_boundaries[first : last + 1]
+        if np.any(sequences < 0) or np.any(sequences > self.num_sequences) or np.any(sequences[1:] < sequences[:-1]):
+            raise self._bad_boundaries()
         offsets = np.full(len(sequences), self.num_tokens, np.int64)
         begun = sequences < self.num_sequences
-        offsets[begun] = self.pointers[sequences[begun]] // self.dtype.itemsize
+        offsets[begun] = self.sequence_bounds(sequences[begun])[0]
         return offsets
+
+    def damaged(self, sequence: int | None = None) -> DataError:
+        """The error for an index that contradicts itself, at a sequence if it is known."""
+        where = "a sequence" if sequence is None else f"sequence {sequence}"
+        return DataError(
+            f"{idx_path(self.prefix)} is damaged: {where} does not end where the next one begins",
+            "tools/verify_dataset.py tells all that is wrong with a dataset",
+            _AGAIN,
+        )
 
     def __len__(self) -> int:
         return self.num_sequences
@@ -150,11 +200,33 @@ class IndexedDataset:
         """The tokens of one sequence, `[length]` of `dtype`, a view into the map."""
         if not -self.num_sequences <= sequence < self.num_sequences:
             raise IndexError(sequence)
-        start = self.token_offset(sequence % self.num_sequences)
-        return self.tokens[start : start + int(self.lengths[sequence])]
+        begin, end = self._bounds(sequence % self.num_sequences)
+        return self.tokens[begin:end]
 
-    def _check_sequences(self) -> int:
-        """Total number of tokens, after checking lengths >= 0 and offsets = prefix sums of the lengths."""
+    def _bounds(self, sequence: int) -> tuple[int, int]:
+        """As `sequence_bounds`, of one sequence, in less time."""
+        itemsize, last = self.dtype.itemsize, sequence + 1 == self.num_sequences
+        begin, length = int(self.pointers[sequence]), int(self.lengths[sequence])
+        end = self.num_tokens * itemsize if last else int(self.pointers[sequence + 1])
+        wrong = begin < 0 or length < 0
+        if wrong or end > self.num_tokens * itemsize:
+            raise self.damaged(sequence)
+        return begin // itemsize, end // itemsize
+
+    def _check_ends(self) -> int:
+        """Total number of tokens, as both ends of the arrays tell it; constant time."""
+        bounds = self.document_boundaries
+        if len(bounds) < 1 or bounds[0] != 0 or bounds[-1] != self.num_sequences:
+            raise self._bad_boundaries()
+        if not self.num_sequences:
+            return 0
+        first, last, length = int(self.pointers[0]), int(self.pointers[-1]), int(self.lengths[-1])
+        if first != 0 or last < 0 or length < 0 or last % self.dtype.itemsize:
+            raise self.damaged(0 if first else self.num_sequences - 1)
+        return last // self.dtype.itemsize + length
+
+    def _check_sequences(self) -> None:
+        """Lengths >= 0, and offsets = prefix sums of the lengths."""
         path, tokens, itemsize = idx_path(self.prefix), 0, self.dtype.itemsize
         for first in range(0, self.num_sequences, _CHECK_BLOCK):
             lengths = self.lengths[first : first + _CHECK_BLOCK].astype(np.int64)
@@ -174,15 +246,20 @@ class IndexedDataset:
                     _AGAIN,
                 )
             tokens = int(ends[-1])
-        return tokens
 
     def _check_documents(self) -> None:
-        bounds, path = self.document_boundaries, idx_path(self.prefix)
-        if len(bounds) < 1 or bounds[0] != 0 or bounds[-1] != self.num_sequences or np.any(bounds[1:] < bounds[:-1]):
-            raise DataError(
-                f"{path} is damaged: its document boundaries do not rise from 0 to its {self.num_sequences} sequences",
-                fix=_AGAIN,
-            )
+        bounds = self.document_boundaries
+        for first in range(0, len(bounds), _CHECK_BLOCK):
+            block = bounds[first : first + _CHECK_BLOCK + 1]
+            if np.any(block[1:] < block[:-1]):
+                raise self._bad_boundaries()
+
+    def _bad_boundaries(self) -> DataError:
+        return DataError(
+            f"{idx_path(self.prefix)} is damaged: its document boundaries do not rise from 0 to its "
+            f"{self.num_sequences} sequences",
+            fix=_AGAIN,
+        )
 
     def _check_token_bytes(self) -> None:
         path, wanted = bin_path(self.prefix), self.num_tokens * self.dtype.itemsize

@@ -29,6 +29,8 @@ def open_parts(prefixes: Sequence[str], output_prefix: str) -> list[IndexedDatas
     """
     _refuse_repetitions(prefixes, output_prefix)
     parts = [IndexedDataset(prefix) for prefix in prefixes]
+    for part in parts:
+        part.check_structure()
     _refuse_other_type(parts)
     manifests = [part.manifest for part in parts if part.manifest is not None]
     if manifests and len(manifests) < len(parts):

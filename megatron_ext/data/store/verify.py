@@ -72,7 +72,9 @@ def verify_dataset(prefix: str, options: VerifyOptions, advance: Callable[[int],
         yield _finding("file sizes", lambda: _sizes(prefix, manifest))
         yield _finding("record counts", lambda: _counts(prefix, manifest))
     try:
-        dataset = IndexedDataset(prefix)
+        opened = IndexedDataset(prefix)
+        opened.check_structure()
+        dataset = opened
         yield Finding("structure", f"{dataset.num_documents} documents, {dataset.num_tokens} {dataset.dtype} tokens")
     except DataError as error:
         yield Finding("structure", error=error)

@@ -123,3 +123,24 @@ def test_masks_come_with_the_samples_of_the_datasets_that_have_them():
         mask = mixture.loss_mask(int(sample_id))
         assert (mask is None) == (name == 0)
         assert mask is None or mask.tolist() == [local % 2, 1]
+
+
+def test_a_micro_batch_of_a_mixture_is_its_samples():
+    mixture = BlendView([Numbers(0, 7), Masked(1, 50), Numbers(2, 9)], normalize([1, 3, 2]))
+    ids = mixture.sample_ids(5, 40)
+    tokens, mask = mixture.read(ids)
+    for row, sample_id in enumerate(ids.tolist()):
+        learned = mixture.loss_mask(sample_id)
+        assert tokens[row].tolist() == mixture[sample_id].tolist()
+        assert mask[row].tolist() == ([1, 1] if learned is None else learned.tolist())
+    unmasked = BlendView([Numbers(0, 7), Numbers(2, 9)], normalize([1, 1]))
+    assert unmasked.read(unmasked.sample_ids(0, 4))[1] is None
+
+
+def test_ten_thousand_datasets_keep_their_shares():
+    weights = normalize(np.random.default_rng(0).pareto(1.0, 10_000) + 0.01)
+    datasets, places = BlendIndex(weights).places(60_000, 10_000)
+    assert datasets.max() > 9000
+    counts = np.bincount(BlendIndex(weights).places(0, 70_000)[0], minlength=10_000)
+    assert (counts - weights * 70_000).max() <= 1 + 1e-6
+    assert (places <= weights[datasets] * 70_000 + 1).all()

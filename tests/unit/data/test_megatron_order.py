@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_ext.data.megatron_order import MegatronOrder, MegatronView
+from megatron_ext.data.megatron_order import MegatronOrder, MegatronView, build_indices
 from megatron_ext.data.split import Span
 from megatron_ext.data.store.indexed import IndexedDataset
 from megatron_ext.errors import DataError
@@ -53,11 +53,11 @@ def test_the_cache_gives_the_same_samples_and_changes_with_what_it_is_for(tmp_pa
     for _ in range(2):
         view = MegatronView(store, Span(0, 100), MegatronOrder(1, 16, 300, cache))
         np.testing.assert_array_equal(rows(view, 300), plain)
-        assert len(list(cache.iterdir())) == 2
+        assert len(list(cache.iterdir())) == 3
     MegatronView(store, Span(0, 100), MegatronOrder(2, 16, 300, cache))
     MegatronView(store, Span(0, 101), MegatronOrder(1, 16, 300, cache))
     MegatronView(IndexedDataset(make_dataset(tmp_path, "other", 7)), Span(0, 100), MegatronOrder(1, 16, 300, cache))
-    assert len(list(cache.iterdir())) == 8
+    assert len(list(cache.iterdir())) == 12
 
 
 def test_a_damaged_cache_is_named(tmp_path: Path):
@@ -88,3 +88,25 @@ def test_the_mask_goes_with_its_tokens(tmp_path: Path):
         np.testing.assert_array_equal(mask, view[sample_id] % 2 == 0)
     plain = MegatronView(IndexedDataset(make_dataset(tmp_path, "plain")), Span(0, 60), MegatronOrder(1, 16, 10))
     assert not plain.has_loss_mask and plain.loss_mask(0) is None
+
+
+def test_a_micro_batch_is_its_samples_and_damage_is_an_error_where_it_is_read(tmp_path: Path):
+    documents = random_documents(0, 60)
+    write_masked(tmp_path / "data", documents, [(document % 2 == 0).astype(np.uint8) for document in documents])
+    store = IndexedDataset(tmp_path / "data")
+    view = MegatronView(store, Span(5, 48), MegatronOrder(1, 16, 100))
+    ids = np.random.default_rng(0).integers(0, len(view), 12)
+    tokens, mask = view.read(ids)
+    np.testing.assert_array_equal(tokens, [view[int(i)] for i in ids])
+    np.testing.assert_array_equal(mask, tokens % 2 == 0)
+    store.lengths = store.lengths.copy()
+    store.lengths[5:48] += 1
+    with pytest.raises(DataError, match="damaged"):
+        view.read(ids)
+
+
+def test_documents_beyond_int32_are_not_wrapped():
+    span = Span(2**31 + 3, 2**31 + 9)
+    documents, _ = build_indices(span, MegatronOrder(1, 4, None), 100)
+    assert documents.dtype == np.int64
+    assert sorted(documents.tolist()) == list(range(span.first, span.last))

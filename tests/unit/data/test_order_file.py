@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from megatron_ext.data.order_file import FileOrder, OrderTarget, write_order_file
+from megatron_ext.data import order_file
+from megatron_ext.data.order_file import FileOrder, OrderFileWriter, OrderTarget, write_order_file
 from megatron_ext.errors import DataError
 
 TARGET = OrderTarget("data", 0, 80, 16, 100)
@@ -45,15 +47,6 @@ def test_other_data_is_refused_with_both_values(path: Path, field: str):
         FileOrder(path, dataclasses.replace(TARGET, **{field: other}))
 
 
-def test_a_file_that_does_not_speak_of_packing_is_about_windows(path: Path):
-    line, ids = path.read_bytes().split(b"\n", 1)
-    path.write_bytes(line.replace(b', "packing": "stream"', b"") + b"\n" + ids)
-    assert b"packing" not in path.read_bytes()
-    assert len(FileOrder(path, TARGET)) == 5
-    with pytest.raises(DataError, match=r"packing is stream.*documents"):
-        FileOrder(path, dataclasses.replace(TARGET, packing="documents"))
-
-
 @pytest.mark.parametrize("change", ["cut", "longer", "bit", "header", "version", "text", "empty"])
 def test_damaged_files_are_refused(path: Path, change: str):
     content = bytearray(path.read_bytes())
@@ -66,7 +59,7 @@ def test_damaged_files_are_refused(path: Path, change: str):
     if change == "header":
         content = content.replace(b"megatron_ext", b"something_xx")
     if change == "version":
-        content = content.replace(b'"format_version": 1', b'"format_version": 2')
+        content = content.replace(b'"format_version": 2', b'"format_version": 3')
     if change == "text":
         content = bytearray(b"5 3 99\n")
     if change == "empty":
@@ -88,9 +81,97 @@ def test_ids_outside_the_data_are_not_written(tmp_path: Path, ids: list[int]):
     assert not list(tmp_path.iterdir())
 
 
-def test_ids_outside_the_data_are_not_read(tmp_path: Path):
-    write_order_file(tmp_path / "x", [1, 99], TARGET, {})
-    content = (tmp_path / "x").read_bytes().replace(b'"num_samples": 100', b'"num_samples": 50 ')
-    (tmp_path / "x").write_bytes(content)
-    with pytest.raises(DataError, match="sample id 99 at place 1"):
-        FileOrder(tmp_path / "x", dataclasses.replace(TARGET, num_samples=50))
+def sealed(path: Path, **changes: object) -> None:
+    """Change the header, and make its checksum fit again."""
+    line, ids = path.read_bytes().split(b"\n", 1)
+    header = {**json.loads(line), **changes}
+    header.pop("header_sha256")
+    header["header_sha256"] = hashlib.sha256(json.dumps(header).encode()).hexdigest()
+    line = json.dumps(header).encode()
+    path.write_bytes(line + b" " * (-(len(line) + 1) % 64) + b"\n" + ids)
+
+
+def test_ids_outside_the_data_are_not_read(path: Path):
+    smaller = dataclasses.replace(TARGET, num_samples=50)
+    sealed(path, target=dataclasses.asdict(smaller))
+    with pytest.raises(DataError, match="sample id 99 at place 2"):
+        FileOrder(path, smaller)
+
+
+SMALL = OrderTarget("data", 0, 80, 16, 5)
+
+
+@pytest.mark.parametrize(
+    ("promise", "ids", "accepted"),
+    [
+        ("permutation", [4, 2, 0, 1, 3], True),
+        ("permutation", [4, 2, 0, 1, 1], False),
+        ("permutation", [4, 2, 0, 1], False),
+        ("distinct", [4, 2], True),
+        ("distinct", [4, 2, 4], False),
+        ("distinct", [4, 2, 0, 1, 3, 3], False),
+        ("", [4, 2, 4, 4, 4, 4], True),
+    ],
+)
+@pytest.mark.parametrize("seen_at_once", [2, 1 << 27])
+def test_a_file_that_breaks_its_promise_is_refused(
+    promise: str, ids: list[int], accepted: bool, seen_at_once: int, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(order_file, "_SEEN_AT_ONCE", seen_at_once)
+    monkeypatch.setattr(order_file, "_BLOCK", 2)
+    write_order_file(tmp_path / "x", ids, SMALL, {})
+    if promise:
+        sealed(tmp_path / "x", **{promise: True})
+    if accepted:
+        assert FileOrder(tmp_path / "x", SMALL).sample_ids(0, len(ids)).tolist() == ids
+        return
+    with pytest.raises(DataError, match=f"promises (every|no) sample.*(twice, but sample id|{len(ids)} ids)"):
+        FileOrder(tmp_path / "x", SMALL)
+
+
+def test_a_writer_in_pieces_writes_the_same_file(tmp_path: Path):
+    write_order_file(tmp_path / "whole", [3, 1, 2], SMALL, {"by": "a test"})
+    with OrderFileWriter(tmp_path / "pieces", 3, SMALL, {"by": "a test"}) as writer:
+        writer.append([3])
+        writer.append(np.array([1, 2], np.uint32))
+        writer.publish()
+    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path):
+    with (
+        pytest.raises(DataError, match="sample id 5 at place 1"),
+        OrderFileWriter(tmp_path / "x", 2, SMALL, {}) as writer,
+    ):
+        writer.append([1])
+        writer.append([5])
+    with pytest.raises(ValueError, match="1 ids were written of 2"), OrderFileWriter(tmp_path / "x", 2, SMALL, {}) as w:
+        w.append([1])
+        w.publish()
+    with pytest.raises(DataError, match="6 ids, the data 5 samples"):
+        OrderFileWriter(tmp_path / "x", 6, SMALL, {}, "distinct")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_mutation_of_an_order_file_is_accepted(tmp_path: Path):
+    """Every byte of a small file, and thousands of random cuts, insertions and changes."""
+    path, random = tmp_path / "x", np.random.default_rng(0)
+    with OrderFileWriter(path, 5, SMALL, {"by": "a test", "nested": {"a": [1, 2.5, None]}}, "permutation") as writer:
+        writer.append([4, 2, 0, 1, 3])
+        writer.publish()
+    good = path.read_bytes()
+    FileOrder(path, SMALL)
+    mutants = [
+        good[:i] + bytes([good[i] ^ change]) + good[i + 1 :]
+        for i in range(len(good))
+        for change in (1, 16, int(random.integers(1, 256)))
+    ]
+    for _ in range(1000):
+        i, j = sorted(random.integers(0, len(good) + 1, 2))
+        mutants += [good[:i], good[:i] + good[j:], good[:j] + random.bytes(int(random.integers(1, 20))) + good[j:]]
+    for mutant in mutants:
+        if mutant == good:
+            continue
+        path.write_bytes(mutant)
+        with pytest.raises(DataError):
+            FileOrder(path, SMALL)

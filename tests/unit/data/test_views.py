@@ -13,6 +13,7 @@ from megatron_ext.data.store.indexed import IndexedDataset
 from megatron_ext.data.store.indexed_writer import write_indexed
 from megatron_ext.data.views import WindowView
 from megatron_ext.errors import DataError
+from tests.unit.data.described import random_records, write_run
 from tests.unit.data.small import random_documents, random_masks, write_masked
 
 PAD = 777
@@ -100,3 +101,30 @@ def test_one_token_predicts_nothing_padded_or_not(tmp_path):
     write_indexed(tmp_path / "data", [[5]], np.uint16)
     with pytest.raises(DataError, match="1 tokens"):
         WindowView(IndexedDataset(tmp_path / "data"), Span(0, 1), 4, pad_id=PAD)
+
+
+@pytest.mark.parametrize("pad_id", [None, PAD])
+def test_a_micro_batch_is_its_samples(pad_id: int | None, tmp_path):
+    documents = random_documents(1, 30)
+    write_masked(tmp_path / "data", documents, random_masks(2, documents))
+    write_indexed(tmp_path / "plain", documents, np.uint16)
+    for name in ("data", "plain"):
+        view = WindowView(IndexedDataset(tmp_path / name), Span(4, 20), 16, pad_id=pad_id)
+        ids = np.random.default_rng(0).integers(0, len(view), 9)
+        ids[0] = len(view) - 1
+        tokens, mask = view.read(ids)
+        np.testing.assert_array_equal(tokens, [view[int(i)] for i in ids])
+        assert (mask is None) == (not view.has_loss_mask)
+        for row, i in enumerate(ids if mask is not None else []):
+            learned = view.loss_mask(int(i))
+            np.testing.assert_array_equal(mask[row], np.ones(17) if learned is None else learned)
+        with pytest.raises(IndexError, match=f"sample {len(view)} of {len(view)}"):
+            view.read(np.array([0, len(view)]))
+
+
+def test_a_view_opens_without_looking_at_the_lengths(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    prefix = write_run(tmp_path / "x", random_records(3, 50, bad_share=0))
+    wanted = WindowView(IndexedDataset(prefix), Span(0, 20), 2).read(np.arange(5))
+    monkeypatch.setattr(IndexedDataset, "check_structure", lambda _: pytest.fail("the whole index was read"))
+    found = WindowView(IndexedDataset(prefix), Span(0, 20), 2).read(np.arange(5))
+    np.testing.assert_array_equal(found[0], wanted[0])

@@ -72,7 +72,9 @@ def test_an_archive_without_the_members_or_with_a_link_in_their_place_is_refused
             list(demo_corpus.archive_documents(path))
 
 
-@pytest.mark.parametrize("data", [b"not gzip", gzip.compress(b"not a tar archive"), b""])
+@pytest.mark.parametrize(
+    "data", [b"not gzip", gzip.compress(b"not a tar archive"), b""], ids=["no gzip", "no tar", "empty"]
+)
 def test_a_broken_archive_is_one_error(tmp_path: Path, data: bytes):
     path = tmp_path / "broken.tar.gz"
     path.write_bytes(data)

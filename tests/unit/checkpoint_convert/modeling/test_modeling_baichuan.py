@@ -93,7 +93,9 @@ def test_gradient_checkpointing_gives_the_same_gradients():
             model.gradient_checkpointing_enable()
         model(IDS, labels=IDS).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
-    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients, strict=True))
+    largest = max(gradient.abs().max() for gradient in gradients[0])
+    # fp32 sums round by where tensors happen to lie in memory
+    assert all((a - b).abs().max() <= 1e-5 * largest for a, b in zip(*gradients, strict=True))
 
 
 @torch.no_grad()

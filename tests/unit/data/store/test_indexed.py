@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from megatron_ext.data.store.indexed import HEADER, IndexedDataset, token_dtype
 from megatron_ext.data.store.indexed_writer import write_indexed
 from megatron_ext.errors import DataError
+from tests.unit.data.described import random_records, write_run
 from tests.unit.data.small import make_dataset, random_documents
 
 NUM_SEQUENCES = 200
@@ -152,3 +153,63 @@ def test_identity_tells_datasets_apart_without_a_manifest(tmp_path: Path):
 def test_sequences_beyond_the_end_are_an_index_error(prefix: str):
     with pytest.raises(IndexError):
         IndexedDataset(prefix)[NUM_SEQUENCES]
+
+
+def by_bounds(dataset: IndexedDataset, index: int) -> np.ndarray:
+    begins, ends = dataset.sequence_bounds(np.array([index]))
+    return dataset.tokens[begins[0] : ends[0]]
+
+
+def by_document(dataset: IndexedDataset, index: int) -> np.ndarray:
+    begin, end = dataset.document_offsets(index, index + 1)
+    return dataset.tokens[begin:end]
+
+
+READS = (IndexedDataset.__getitem__, by_bounds, by_document)
+
+
+def test_with_a_manifest_opening_looks_at_the_ends_only_and_reading_at_the_neighbours(tmp_path: Path):
+    """A changed entry inside opens, is an error wherever it is read, and nothing else is."""
+    prefix = write_run(tmp_path / "x", random_records(3, 20, bad_share=0))
+    path = Path(f"{prefix}.idx")
+    good, content = IndexedDataset(prefix), path.read_bytes()
+    good.check_structure()
+    wanted, count = [row.tolist() for row in good], len(good)
+    middle = count // 2
+    for offset, kind in ((HEADER.size + 4 * middle, "<i"), (HEADER.size + 4 * count + 8 * middle, "<q")):
+        said = struct.unpack_from(kind, content, offset)[0]
+        for value in (said + 2, said - 2, -said - 2, 2**31 - 1):
+            patch(path, offset, struct.pack(kind, value))
+            dataset, refused = IndexedDataset(prefix), 0
+            for index in range(count):
+                for read in READS:
+                    try:
+                        assert read(dataset, index).tolist() == wanted[index]
+                    except DataError:
+                        assert -2 <= index - middle <= 1  # a document ends where the next begins, which is checked too
+                        refused += index == middle
+            assert refused == 3
+            with pytest.raises(DataError, match="damaged"):
+                dataset.check_structure()
+            path.unlink()
+            path.write_bytes(content)
+
+
+def test_document_boundaries_that_fall_are_refused_where_they_are_read(tmp_path: Path):
+    prefix = write_run(tmp_path / "x", random_records(3, 20, bad_share=0))
+    path = Path(f"{prefix}.idx")
+    dataset = IndexedDataset(prefix)
+    place, count = 5, dataset.num_documents
+    for value in (-1, 0, count + 1):
+        patch(path, HEADER.size + 12 * count + 8 * place, struct.pack("<q", value))
+        damaged = IndexedDataset(prefix)
+        with pytest.raises(DataError, match="boundaries"):
+            damaged.document_offsets(0, count)
+        with pytest.raises(DataError, match="boundaries"):
+            damaged.check_structure()
+
+
+def test_the_structure_is_read_once(prefix: str, monkeypatch: pytest.MonkeyPatch):
+    dataset = IndexedDataset(prefix)  # without a manifest all of it is checked at open
+    monkeypatch.setattr(IndexedDataset, "_check_sequences", lambda _: pytest.fail("read again"))
+    dataset.check_structure()

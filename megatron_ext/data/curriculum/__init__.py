@@ -1,0 +1,1 @@
+"""Curriculum: how hard each document is (scores), and orders of training made from that."""
