@@ -115,6 +115,7 @@ def training_part(arguments: Any) -> tuple[IndexedDataset, OrderedView]:
     if arguments.seq_length < 1:
         raise ConfigError(f"--seq-length {arguments.seq_length} cannot be used", "A sample has at least 1 token")
     store = IndexedDataset(arguments.data_path or arguments.train_data_path)
+    store.check_structure()  # every length is read anyway
     span = Span(0, store.num_sequences)
     if arguments.data_path is not None:
         bounds = split_bounds(arguments.split)[0]

@@ -69,6 +69,7 @@ def main(argv: list[str]) -> None:
     if len(prefixes) > 1:
         raise DataError(f"{arguments.input} matches {len(prefixes)} datasets", fix="Name one of them")
     dataset = IndexedDataset(prefixes[0])
+    dataset.check_structure()  # every length is read anyway
     if not dataset.num_documents:
         raise DataError(f"{dataset.prefix} has no documents to score")
     passes = make_passes(dataset, arguments)

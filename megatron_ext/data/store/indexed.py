@@ -208,7 +208,7 @@ class IndexedDataset:
         itemsize, last = self.dtype.itemsize, sequence + 1 == self.num_sequences
         begin, length = int(self.pointers[sequence]), int(self.lengths[sequence])
         end = self.num_tokens * itemsize if last else int(self.pointers[sequence + 1])
-        wrong = begin < 0 or length < 0
+        wrong = begin < 0 or length < 0 or begin % itemsize or begin + length * itemsize != end
         if wrong or end > self.num_tokens * itemsize:
             raise self.damaged(sequence)
         return begin // itemsize, end // itemsize
