@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_worker(module: str, processes: int, arguments: list[str], timeout_s: float = 420.0) -> None:
+def run_worker(module: str, processes: int, arguments: list[str], timeout_s: float = 840.0) -> None:
     """Run `python -m MODULE ARGUMENTS` on every rank and wait; any failure fails the test with all output."""
     common = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
