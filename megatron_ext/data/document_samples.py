@@ -12,8 +12,6 @@ from megatron_ext.data.store.indexed import IndexedDataset
 from megatron_ext.data.views import (
     OrderedView,
     RowsToFill,
-    TokenRange,
-    padded_loss_mask,
     read_windows,
     require_existing,
 )
@@ -66,19 +64,6 @@ class DocumentView(OrderedView):
     def __len__(self) -> int:
         """Samples in one epoch: the documents."""
         return self._span.size
-
-    def __getitem__(self, sample_id: int) -> Int64Array:
-        """The tokens of one sample, int64 `[seq_length + 1]`."""
-        return self.read(np.array([sample_id], np.int64))[0][0]
-
-    def loss_mask(self, sample_id: int) -> NDArray[np.uint8] | None:
-        """What is learned at each token of one sample, uint8 `[seq_length + 1]`; None when all of them are."""
-        begin, end = self._bounds(sample_id)
-        return padded_loss_mask(self._store.loss_mask, begin, end, self.seq_length + 1)
-
-    def token_ranges(self, sample_id: int) -> list[TokenRange]:
-        """Where the tokens of one sample stand in the data."""
-        return [TokenRange(self._store, *self._bounds(sample_id))]
 
     def _bounds(self, sample_id: int) -> tuple[int, int]:
         if not 0 <= sample_id < self._span.size:

@@ -95,14 +95,15 @@ class View(ABC):
                 learned = self.loss_mask(sample_id)
                 batch.mask[row] = LEARNED if learned is None else learned
 
+    @abstractmethod
     def token_ranges(self, sample_id: int) -> list[TokenRange]:
         """Where the tokens of one sample stand in the data, in their order; padding stands nowhere."""
-        raise NotImplementedError(f"{type(self).__name__} does not know where its tokens come from")
 
 
 class OrderedView(View):
-    """A view whose sample ids 0 .. len-1 come in an order given from outside."""
+    """A view whose sample ids 0 .. len-1 come in an order given from outside; each is one run of a dataset's tokens."""
 
+    _store: IndexedDataset
     _order: Order | None = None
 
     @property
@@ -119,6 +120,23 @@ class OrderedView(View):
         """Ids of the samples at places start .. start+count-1, int64 `[count]`."""
         assert self._order is not None, "ordered_by comes first"
         return self._order.sample_ids(start, count)
+
+    def __getitem__(self, sample_id: int) -> Int64Array:
+        """The tokens of one sample, int64 `[seq_length + 1]`."""
+        return self.read(np.array([sample_id], np.int64))[0][0]
+
+    def loss_mask(self, sample_id: int) -> NDArray[np.uint8] | None:
+        """What is learned at each token of one sample, uint8 `[seq_length + 1]`; None when all of them are."""
+        begin, end = self._bounds(sample_id)
+        return padded_loss_mask(self._store.loss_mask, begin, end, self.seq_length + 1)
+
+    def token_ranges(self, sample_id: int) -> list[TokenRange]:
+        """Where the tokens of one sample stand in the data."""
+        return [TokenRange(self._store, *self._bounds(sample_id))]
+
+    @abstractmethod
+    def _bounds(self, sample_id: int) -> tuple[int, int]:
+        """Begin and end of one sample in the dataset's tokens; what it lacks to its length is padding."""
 
 
 class WindowView(OrderedView):
@@ -166,19 +184,6 @@ class WindowView(OrderedView):
     def __len__(self) -> int:
         """Samples in one epoch."""
         return self._num_samples
-
-    def __getitem__(self, sample_id: int) -> Int64Array:
-        """The tokens of one sample, int64 `[seq_length + 1]`."""
-        return self.read(np.array([sample_id], np.int64))[0][0]
-
-    def loss_mask(self, sample_id: int) -> NDArray[np.uint8] | None:
-        """What is learned at each token of one sample, uint8 `[seq_length + 1]`; None when all of them are."""
-        begin, end = self._bounds(sample_id)
-        return padded_loss_mask(self._store.loss_mask, begin, end, self.seq_length + 1)
-
-    def token_ranges(self, sample_id: int) -> list[TokenRange]:
-        """Where the tokens of one sample stand in the data."""
-        return [TokenRange(self._store, *self._bounds(sample_id))]
 
     def _bounds(self, sample_id: int) -> tuple[int, int]:
         if not 0 <= sample_id < self._num_samples:

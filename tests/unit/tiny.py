@@ -77,6 +77,9 @@ class TokenView(View):
         self.seen.append(int(sample_id))
         return self.tokens[sample_id]
 
+    def token_ranges(self, sample_id: int) -> list:
+        return []
+
 
 def tiny_components(run: RunConfig, world: World, **views: View) -> Components:
     """Model, optimizer and views of `run`; `views` are train, valid and test."""

@@ -32,6 +32,9 @@ class Numbers(View):
     def __getitem__(self, sample_id: int) -> np.ndarray:
         return np.array([self.name, sample_id])
 
+    def token_ranges(self, sample_id: int) -> list:
+        return []
+
 
 @pytest.mark.parametrize(
     "words", [["p"], ["p", "q"], ["p", "q", "r"], ["0.3", "p", "0.7", "q"], ["1", "p"], [" p ", "q"]]
