@@ -112,7 +112,18 @@ class DatasetManifest:
         """The manifest as indented JSON text, keys in a fixed order; the last one is the checksum of the others."""
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, "checksum": "sha256", **dataclasses.asdict(self)}
         own = hashlib.sha256(json.dumps(content, ensure_ascii=True).encode("ascii")).hexdigest()
-        return json.dumps({**content, "manifest_sha256": own}, indent=2, ensure_ascii=False) + "\n"
+        whole = {**content, "manifest_sha256": own}
+        text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+        # a file name need not be UTF-8; Python holds its other bytes as surrogates, which only escapes can tell
+        return text if _is_unicode(text) else json.dumps(whole, indent=2, ensure_ascii=True) + "\n"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def manifest_path(prefix: str | Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,11 @@ def test_verification_finds_a_single_changed_byte(made: tuple[str, DatasetManife
 def test_verification_needs_a_manifest(tmp_path: Path):
     with pytest.raises(DataError, match="no manifest"):
         verify_checksums(tmp_path / "nothing")
+
+
+def test_an_input_whose_name_is_not_utf8_is_told_all_the_same(tmp_path: Path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe4.jsonl")
+    write_jsonl(Path(path), ["1 2"])
+    manifest = preprocess(PreprocessRequest((path,), str(tmp_path / "out"), "NullTokenizer", vocab_size=10))[0]
+    assert read_manifest(tmp_path / "out_text_document") == manifest
+    assert manifest.inputs[0].path == path
