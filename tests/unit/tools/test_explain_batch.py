@@ -82,6 +82,7 @@ def test_a_folder_without_settings_is_refused(tmp_path: Path):
         explain_batch.main(["--step", "1", "--run-folder", str(tmp_path)])
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize(("processes", "micro_batch", "workers"), [(1, 4, 0), (2, 1, 2)])
 def test_a_real_run_reads_what_is_told(processes: int, micro_batch: int, workers: int, tmp_path: Path, capsys):
     write_dataset(tmp_path / "data")
@@ -94,7 +95,7 @@ def test_a_real_run_reads_what_is_told(processes: int, micro_batch: int, workers
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     records = [json.loads(line) for line in (tmp_path / "ids.jsonl").read_text(encoding="utf-8").splitlines()]
