@@ -6,6 +6,7 @@ user does.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 import pretrain_gpt
+from megatron_ext.data.store.manifest import read_manifest
 from megatron_ext.errors import run_command
 
 pytestmark = pytest.mark.e2e
@@ -186,10 +188,15 @@ def test_a_dataset_made_with_another_tokenizer(program: Program):
     program.run(vocab_size=IDS + 1).refuses(program.prefix, "another tokenizer", f"{IDS + 1} ids", f"{IDS + 2} ids")
 
 
+def write_manifest(prefix: str, **changes: object) -> None:
+    """Say something else of a dataset, in a manifest that is whole."""
+    manifest = read_manifest(prefix)
+    assert manifest is not None
+    Path(prefix + ".manifest.json").write_text(dataclasses.replace(manifest, **changes).to_json())
+
+
 def test_a_dataset_of_a_larger_vocabulary_with_manifest(program: Program):
-    path = Path(program.prefix + ".manifest.json")
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "largest_id": 700}))
+    write_manifest(program.prefix, largest_id=700)
     program.run().refuses(program.prefix, "token id 700", f"ids 0 to {IDS}")
 
 
@@ -230,8 +237,11 @@ def test_an_index_whose_sizes_do_not_match(program: Program):
 
 def test_a_manifest_of_another_dataset(program: Program):
     path = Path(program.prefix + ".manifest.json")
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "tokens": 3}))
+    whole = path.read_text()
+    path.write_text(whole.replace('"documents": 40', '"documents": 41'))
+    program.run().refuses(path, "checksum")
+    path.write_text(whole)
+    write_manifest(program.prefix, tokens=3)
     program.run().refuses(path, "tokens 3")
     path.write_text("{")
     program.run().refuses(path)
