@@ -107,6 +107,7 @@ class BlendView(View):
         self.num_tokens = sum(view.num_tokens for view in views)
         self.remainder_tokens = sum(view.remainder_tokens for view in views)
         self.has_loss_mask = any(view.has_loss_mask for view in views)
+        self.source_names = tuple(view.source_names[0] for view in views)
 
     def __len__(self) -> int:
         """Samples of all datasets together, or the size given."""
@@ -136,6 +137,10 @@ class BlendView(View):
         for dataset in np.unique(datasets).tolist():
             here = datasets == dataset
             self._views[dataset].read_into(local[here], RowsToFill(batch.rows[here], batch.tokens, batch.mask))
+
+    def sources_of(self, sample_ids: Int64Array) -> Int64Array:
+        """Which of `source_names` each sample comes from, int64 `[b]`."""
+        return sample_ids >> _LOCAL_BITS
 
     def token_ranges(self, sample_id: int) -> list[TokenRange]:
         """Where the tokens of one sample stand in the data."""

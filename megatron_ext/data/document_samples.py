@@ -42,6 +42,7 @@ class DocumentView(OrderedView):
         self, store: IndexedDataset, span: Span, seq_length: int, pad_id: int, max_vocab_size: int | None = None
     ) -> None:
         self._store = store
+        self.source_names = (store.prefix,)
         self._span = span
         self._pad_id = pad_id
         self._max_vocab_size = max_vocab_size

@@ -46,7 +46,7 @@ class MicroBatches:
     """Endless iterator over this rank's micro-batches, from one sample of the stream on. Rank-local.
 
     Each item: tokens int64 `[b, s]`, labels int64 `[b, s]`, loss_mask float32 `[b, s]`, position_ids int64 `[b, s]`,
-    and document_starts int64 `[b, s]` where asked for.
+    document_starts int64 `[b, s]` where asked for, and sources int64 `[b]` where the view has more than one.
 
     Args:
         view: the samples.
@@ -60,7 +60,8 @@ class MicroBatches:
         self, view: View, start_sample: int, global_batch_size: Callable[[int], int], config: LoaderConfig
     ) -> None:
         self._config = config
-        self._ahead: deque[list[int]] | None = deque() if config.record is not None else None
+        self._view = view
+        self._ahead: deque[Int64Array] = deque()  # ids of the micro-batches that are being read
         self._loader: DataLoader | None = DataLoader(
             _MicroBatchSamples(view),
             batch_sampler=_Batches(view, start_sample, global_batch_size, config, self._ahead),  # type: ignore[arg-type]
@@ -85,9 +86,13 @@ class MicroBatches:
         if self._rows is None:
             self._rows = iter(self._loader)
         rows, mask = next(self._rows)
-        if self._ahead is not None and self._config.record is not None:
-            self._config.record(self._ahead.popleft())
-        return to_batch(torch.from_numpy(rows), self._config, None if mask is None else torch.from_numpy(mask))
+        ids = self._ahead.popleft()
+        if self._config.record is not None:
+            self._config.record(ids.tolist())
+        batch = to_batch(torch.from_numpy(rows), self._config, None if mask is None else torch.from_numpy(mask))
+        if len(self._view.source_names) > 1:
+            batch["sources"] = torch.from_numpy(self._view.sources_of(ids))
+        return batch
 
     def close(self) -> None:
         """End the reading processes; nothing can be read afterwards."""
@@ -179,7 +184,7 @@ class _Batches:
         start_sample: int,
         global_batch_size: Callable[[int], int],
         config: LoaderConfig,
-        ahead: deque[list[int]] | None,
+        ahead: deque[Int64Array],
     ) -> None:
         self._view = view
         self._ahead = ahead
@@ -193,7 +198,6 @@ class _Batches:
             size = self._global_batch_size(consumed)
             ids = self._view.sample_ids(consumed, size)
             for micro in micro_batch_ids(ids, config.micro_batch_size, config.dp_rank, config.dp_size):
-                if self._ahead is not None:
-                    self._ahead.append(micro.tolist())
+                self._ahead.append(micro)
                 yield micro
             consumed += size

@@ -50,12 +50,14 @@ class View(ABC):
         remainder_tokens: tokens that no sample of an epoch predicts: the first one and the tail (law L5). A token
             that is predicted without weight, because the loss mask says so, is none of them.
         has_loss_mask: whether `loss_mask` gives one; else every token of every sample is learned.
+        source_names: the datasets that samples come from, at least one.
     """
 
     seq_length: int
     num_tokens: int
     remainder_tokens: int
     has_loss_mask: bool = False
+    source_names: tuple[str, ...] = ("",)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -94,6 +96,10 @@ class View(ABC):
             if batch.mask is not None:
                 learned = self.loss_mask(sample_id)
                 batch.mask[row] = LEARNED if learned is None else learned
+
+    def sources_of(self, sample_ids: Int64Array) -> Int64Array:
+        """Which of `source_names` each sample comes from, int64 `[b]`."""
+        return np.zeros(len(sample_ids), np.int64)
 
     @abstractmethod
     def token_ranges(self, sample_id: int) -> list[TokenRange]:
@@ -163,6 +169,7 @@ class WindowView(OrderedView):
     ) -> None:
         self._store = store
         self._span = span
+        self.source_names = (store.prefix,)
         self._first_token = store.token_offset(span.first)
         self._last_token = store.token_offset(span.last)
         self.seq_length = seq_length

@@ -79,6 +79,9 @@ def test_batches_do_not_depend_on_restarts(view: View, batches_before: int, work
 
 def test_shapes_and_types(view: View):
     batch = next(MicroBatches(view, 0, ramp, LoaderConfig(3)))
+    sources = batch.pop("sources")
+    assert sources.dtype == torch.int64
+    assert sources.tolist() == view.sources_of(view.sample_ids(0, 3)).tolist()
     assert {name: tensor.shape for name, tensor in batch.items()} == dict.fromkeys(batch, (3, 16))
     assert batch["tokens"].dtype == batch["labels"].dtype == batch["position_ids"].dtype == torch.int64
     assert batch["loss_mask"].dtype == torch.float32
