@@ -6,6 +6,8 @@ GPTDataset's indices (no cache to begin with) and drawing 32. The data is one do
 GPTDataset the shuffling of documents; there is no manifest, so the whole (here small) index is checked. Samples are
 compared one by one: the orders differ, so sample i of one side is looked up in the other by its place in the data.
 `blend`: the greedy order of 10^7 samples of 1000 datasets; the same bytes.
+`place`: the last 32 places of a mixture of that size (a restart far into a run), by megatron-core's index, built
+from the beginning, and by the formula of the default order. The orders differ; both are checked to keep the weights.
 `fetch`: batches of 32 samples at random, page-cached, of short documents: GPTDataset.__getitem__ and torch's default
 collate against one gather per batch, both ending with tokens, labels, loss mask and positions; the same bytes.
 Each side runs in one process of its own, without children. Interpreter start and imports are not timed. `peak_mib` is
@@ -30,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.sides.measure import measured, run_timed
 
-CASES = ("open", "blend", "fetch")
+CASES = ("open", "blend", "place", "fetch")
 SIDES = ("core", "ours")
 OPEN_LENGTH, FETCH_LENGTH, BATCH, VOCAB = 8, 1024, 32, 250
 FETCH_BATCHES = 64
@@ -81,7 +83,7 @@ def compare_sides(case: str, options: argparse.Namespace, folder: Path) -> None:
     core, ours = runs["core"], runs["ours"]
     line = {
         "benchmark": f"sampling {case}",
-        "size": {"open": options.samples, "blend": options.blend_samples, "fetch": FETCH_BATCHES * BATCH}[case],
+        "size": {"open": options.samples, "fetch": FETCH_BATCHES * BATCH}.get(case, options.blend_samples),
         **runs,
         "times_faster": round(core["seconds"] / ours["seconds"], 1),
         "times_less_peak_memory": round(core["peak_mib"] / ours["peak_mib"], 1),
@@ -107,7 +109,7 @@ def make_data(case: str, options: argparse.Namespace, folder: Path) -> None:
 def side_of(options: argparse.Namespace) -> dict[str, Any]:
     """Time one side of one case; `output` is what the sides are compared by."""
     case, folder = options.case[0], Path(options.folder)
-    prepare = {"open": prepare_open, "blend": prepare_blend, "fetch": prepare_fetch}[case]
+    prepare = {"open": prepare_open, "blend": prepare_blend, "place": prepare_place, "fetch": prepare_fetch}[case]
     work = prepare(options, folder)
     before = _memory_mib("RssAnon")
     result: list[Any] = []
@@ -171,6 +173,29 @@ def prepare_blend(options: argparse.Namespace, folder: Path) -> Callable[[], Cal
     return ours
 
 
+def prepare_place(options: argparse.Namespace, folder: Path) -> Callable[[], Callable[[], str]]:
+    """The last places of a mixture; what is drawn up to them is compared with the weights."""
+    weights, size = np.random.default_rng(0).dirichlet(np.ones(options.datasets)), options.blend_samples
+    if options.side == "core":
+        from megatron.core.datasets import helpers_cpp
+
+        def core() -> Callable[[], str]:
+            dataset, sample = np.zeros(size, np.int16), np.zeros(size, np.int64)
+            helpers_cpp.build_blending_indices(dataset, sample, weights, len(weights), size, False)
+            last = dataset[-BATCH:], sample[-BATCH:]
+            return lambda: _kept(weights, np.bincount(dataset, minlength=len(weights)), *last)
+
+        return core
+    from megatron_ext.data.spread_mixture import WeightedMixture
+
+    def ours() -> Callable[[], str]:
+        mixture = WeightedMixture(weights)
+        last = mixture.places(size - BATCH, BATCH)
+        return lambda: _kept(weights, mixture.drawn(size), *last)
+
+    return ours
+
+
 def prepare_fetch(options: argparse.Namespace, folder: Path) -> Callable[[], Callable[[], str]]:
     """Batches of samples at random; the hash of all of them."""
     prefix = str(folder / "data")
@@ -212,6 +237,19 @@ def _checked(tokens: np.ndarray, windows: np.ndarray, rows: list[np.ndarray], si
         if row.tolist() != tokens[window * OPEN_LENGTH : (window + 1) * OPEN_LENGTH].tolist():
             raise SystemExit("a sample is not the window of the data that it should be")
     return f"{size} samples"
+
+
+def _kept(weights: np.ndarray, drawn: np.ndarray, dataset: np.ndarray, sample: np.ndarray) -> str:
+    """The number of places, once the weights are kept up to them and the last ones are the last of their datasets."""
+    size = int(drawn.sum())
+    if np.abs(drawn - weights * size).max() > np.log2(size) + 1:
+        raise SystemExit("a dataset is further from its weight than the logarithm of the places")
+    for name in np.unique(dataset).tolist():
+        if sample[dataset == name].tolist() != list(
+            range(drawn[name] - np.count_nonzero(dataset == name), drawn[name])
+        ):
+            raise SystemExit("the last samples of a dataset are not its last")
+    return f"{size} places"
 
 
 def _hash(*arrays: np.ndarray) -> str:

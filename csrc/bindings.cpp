@@ -1,6 +1,6 @@
 // The Python module megatron_ext._native: checks array types and sizes, releases the GIL, calls the operations.
-// Python twins of all of them: megatron_ext/native_numpy.py; megatron_ext/native.py chooses. The operations on orders and
-// samples are bound in bindings_sampling.cpp.
+// Python twins of all of them: megatron_ext/native_numpy.py; megatron_ext/native.py chooses. What mixes, indexes and
+// gathers samples is bound in bindings_sampling.cpp.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -42,6 +42,25 @@ Int64Array permute(std::uint64_t key, std::int64_t size, const Int64Array& indic
     return out;
 }
 
+py::tuple misplaced_ids(const py::array& ids, std::int64_t num_ids, std::int64_t ids_at_once) {
+    const bool is_row = ids.ndim() == 1 && ids.dtype().equal(py::dtype::of<std::int64_t>());
+    if (!is_row || !(ids.flags() & py::array::c_style)) {
+        throw std::invalid_argument("misplaced_ids: ids are one contiguous row of int64");
+    }
+    constexpr std::int64_t largest = std::int64_t{1} << 62;
+    if (num_ids < 0 || num_ids > largest || ids_at_once < 0 || ids_at_once > largest) {
+        throw std::invalid_argument("misplaced_ids: num_ids and ids_at_once must be in [0, 2^62]");
+    }
+    const auto* data = static_cast<const std::int64_t*>(ids.data());
+    const std::int64_t count = ids.size();
+    megatron_ext::MisplacedIds found{};
+    {
+        py::gil_scoped_release release;
+        found = megatron_ext::misplaced_ids(data, count, num_ids, ids_at_once);
+    }
+    return py::make_tuple(found.outside, found.repeated);
+}
+
 template <typename Token>
 py::tuple pack_typed(const Int32Array& ids, const Int64Array& lengths, std::int64_t eod, std::int64_t documents) {
     py::bytes out(nullptr, (ids.size() + (eod >= 0 ? documents : 0)) * sizeof(Token));
@@ -77,6 +96,7 @@ PYBIND11_MODULE(_native, module) {
     module.doc() = "Compiled data operations of megatron_ext; import them through megatron_ext.native.";
     module.def("counter_normal", &counter_normal, py::arg("key"), py::arg("start"), py::arg("count"));
     module.def("permute", &permute, py::arg("key"), py::arg("size"), py::arg("indices"));
+    module.def("misplaced_ids", &misplaced_ids, py::arg("ids"), py::arg("num_ids"), py::arg("ids_at_once"));
     module.def("pack_tokens", &pack_tokens, py::arg("ids"), py::arg("lengths"), py::arg("eod"), py::arg("itemsize"));
     megatron_ext::bind_sampling(module);
     megatron_ext::bind_bpe(module);

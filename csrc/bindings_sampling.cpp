@@ -76,6 +76,35 @@ py::tuple bound_blend_all(const Int64Array& sizes, const Int64Array& drawn, std:
     });
 }
 
+py::tuple bound_spread(const Int64Array& thresholds, std::int64_t start, std::int64_t count) {
+    constexpr std::int64_t end = std::int64_t{1} << kSpreadBits;
+    const std::int64_t num_datasets = thresholds.size() - 1, *data = thresholds.data();
+    refuse(num_datasets < 1 || num_datasets > 32767, "spread: 1 to 32767 datasets");
+    refuse(data[0] != 0 || data[num_datasets] != end || !std::is_sorted(data, data + num_datasets + 1),
+           "spread: thresholds rise from 0 to 2^53");
+    refuse(start < 0 || count < 0 || start > end - count, "spread: places lie between 0 and 2^53");
+    py::array_t<std::int16_t> dataset(count);
+    Int64Array rank(count);
+    std::int16_t* dataset_data = dataset.mutable_data();
+    std::int64_t* rank_data = rank.mutable_data();
+    {
+        py::gil_scoped_release release;
+        spread(data, num_datasets, start, count, dataset_data, rank_data);
+    }
+    return py::make_tuple(dataset, rank);
+}
+
+Int64Array bound_spread_counts(std::int64_t place, const Int64Array& thresholds) {
+    constexpr std::int64_t end = std::int64_t{1} << kSpreadBits;
+    const std::int64_t size = thresholds.size(), *data = thresholds.data();
+    refuse(place < 0 || place > end, "spread: places lie between 0 and 2^53");
+    refuse(!std::all_of(data, data + size, [](std::int64_t t) { return 0 <= t && t <= end; }),
+           "spread: thresholds lie between 0 and 2^53");
+    Int64Array counts(size);
+    spread_counts(place, data, size, counts.mutable_data());
+    return counts;
+}
+
 std::vector<std::string> scan_names() {
     std::vector<std::string> names;
     for (const BlendScan& scan : blend_scans()) names.emplace_back(scan.name);
@@ -235,6 +264,8 @@ void bind_sampling(py::module_& module) {
     module.def("blend_all", &bound_blend_all, py::arg("sizes"), py::arg("drawn"), py::arg("start"), py::arg("count"),
                py::arg("scan") = "");
     module.def("blend_scans", &scan_names);
+    module.def("spread", &bound_spread, py::arg("thresholds"), py::arg("start"), py::arg("count"));
+    module.def("spread_counts", &bound_spread_counts, py::arg("place"), py::arg("thresholds"));
     module.def("sample_index", &bound_sample_index, py::arg("lengths"), py::arg("documents"), py::arg("seq_length"),
                py::arg("first_document") = 0, py::arg("first_token") = 0, py::arg("wide") = false);
     module.def("gather_windows", &bound_gather_windows, py::arg("source"), py::arg("begins"), py::arg("ends"),

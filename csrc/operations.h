@@ -28,12 +28,27 @@ void counter_normal(std::uint64_t key, std::int64_t start, std::int64_t count, f
 
 void permute(std::uint64_t key, std::int64_t size, const std::int64_t* indices, std::int64_t count, std::int64_t* out);
 
+// Places in an order, -1 for none: the first id that does not exist, and the first one that stood before.
+struct MisplacedIds {
+    std::int64_t outside, repeated;
+};
+
+MisplacedIds misplaced_ids(const std::int64_t* ids, std::int64_t count, std::int64_t num_ids, std::int64_t ids_at_once);
+
 // `scan` names one of blend_scan.h; "" is the widest.
 void blend(const double* weights, std::int64_t num_datasets, std::int64_t start, std::int64_t count, std::int64_t* drawn,
            std::int16_t* dataset, std::int64_t* sample, const std::string& scan);
 
 void blend_all(const std::int64_t* sizes, std::int64_t num_datasets, std::int64_t start, std::int64_t count,
                std::int64_t* drawn, std::int16_t* dataset, std::int64_t* sample, const std::string& scan);
+
+// Bits of the points and places of a spread mixture.
+constexpr int kSpreadBits = 53;
+
+void spread(const std::int64_t* thresholds, std::int64_t num_datasets, std::int64_t start, std::int64_t count,
+            std::int16_t* dataset, std::int64_t* rank);
+
+void spread_counts(std::int64_t place, const std::int64_t* thresholds, std::int64_t size, std::int64_t* counts);
 
 // A block of documents: how many documents and tokens stand before it.
 struct SamplePlace {

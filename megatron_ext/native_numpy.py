@@ -1,6 +1,6 @@
 """Numpy twins of the compiled operations in csrc/: the same values bit for bit, for machines without a compiler.
 
-Those on orders and samples stand in `sampling_numpy.py`.
+Those that mix, index and gather samples stand in `sampling_numpy.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 0xFFFFFFFFFFFFFFFF
 _FEISTEL_ROUNDS = 8
 _NORMAL_BLOCK = 1 << 16
+_ORDER_BLOCK = 1 << 20
+_SEEN_AT_ONCE = 1 << 27
 
 # Coefficients of algorithm AS 241 (PPND16), lowest power first: |u - 1/2| <= 0.425, then the middle, then the tail.
 _CENTRAL = (
@@ -99,6 +101,35 @@ def permute(key: int, size: int, indices: Int64Array) -> Int64Array:
     return value.astype(np.int64)
 
 
+def misplaced_ids(ids: Int64Array, num_ids: int, ids_at_once: int) -> tuple[int, int]:
+    """Places in an order, -1 for none: the first id outside [0, num_ids), and the first one that stood before.
+
+    What stands twice is looked for only where every id exists.
+
+    Args:
+        ids: int64 `[k]`, contiguous.
+        num_ids: ids that exist.
+        ids_at_once: of so many ids (here 2^27 at most, a byte each) it is remembered at a time whether they were seen,
+            and the order is read once for each of them; 0 does not look for what stands twice.
+
+    Raises:
+        ValueError: the ids are of another type or shape, or a number is not in [0, 2^62].
+    """
+    if ids.dtype != np.int64 or ids.ndim != 1 or not ids.flags.c_contiguous:
+        raise ValueError("misplaced_ids: ids are one contiguous row of int64")
+    if not 0 <= num_ids <= 1 << 62 or not 0 <= ids_at_once <= 1 << 62:
+        raise ValueError("misplaced_ids: num_ids and ids_at_once must be in [0, 2^62]")
+    for first in range(0, len(ids), _ORDER_BLOCK):
+        block = ids[first : first + _ORDER_BLOCK]
+        outside = np.flatnonzero((block < 0) | (block >= num_ids))
+        if outside.size:
+            return first + int(outside[0]), -1
+    repeated, at_once = len(ids), min(ids_at_once, _SEEN_AT_ONCE)
+    for lowest in range(0, num_ids, at_once) if at_once else ():
+        repeated = _first_repeated(ids[:repeated], lowest, min(at_once, num_ids - lowest))
+    return -1, repeated if repeated < len(ids) else -1
+
+
 def pack_tokens(ids: NDArray[np.int32], lengths: Int64Array, eod: int, itemsize: int) -> tuple[bytes, Int64Array, int]:
     """The bytes of `.bin` for many texts: empty ones left out, `eod` after each other one, ids narrowed.
 
@@ -129,6 +160,22 @@ def pack_tokens(ids: NDArray[np.int32], lengths: Int64Array, eod: int, itemsize:
     if tokens.size and (tokens.min() < 0 or tokens.max() > np.iinfo(dtype).max):
         raise ValueError(f"pack_tokens: ids from {tokens.min()} to {tokens.max()} do not fit {itemsize} bytes")
     return tokens.astype(dtype).tobytes(), documents, int(tokens.max()) if tokens.size else -1
+
+
+def _first_repeated(ids: Int64Array, lowest: int, size: int) -> int:
+    """The first place of an id of lowest .. lowest + size - 1 that stood before, or the length."""
+    seen = np.zeros(size, bool)
+    for first in range(0, len(ids), _ORDER_BLOCK):
+        block = ids[first : first + _ORDER_BLOCK]
+        places = np.flatnonzero((block >= lowest) & (block < lowest + size))
+        here = block[places] - lowest
+        again = seen[here]
+        if again.any() or np.any(np.diff(np.sort(here)) == 0):
+            is_new = np.zeros(len(here), bool)
+            is_new[np.unique(here, return_index=True)[1]] = True
+            return first + int(places[np.argmax(again | ~is_new)])
+        seen[here] = True
+    return len(ids)
 
 
 def _mix64_array(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

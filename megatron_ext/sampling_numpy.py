@@ -14,6 +14,9 @@ Target = tuple[Int64Array, Int64Array, NDArray[np.uint8] | None]
 DrawnDocuments = tuple[NDArray[np.int32], Int64Array, NDArray, NDArray]
 """Lengths int32 and byte offsets int64 of all sequences `[S]`; the drawing order int32 or int64 `[d]`; its index."""
 
+SPREAD_BITS = 53
+"""Bits of the points and places of a spread mixture: thresholds rise from 0 to 2^53."""
+
 _MAX_DATASETS = 32767
 _LARGEST_INT32 = 2**31 - 1
 _NOT_LEARNED, _LEARNED = 0, 1
@@ -81,6 +84,70 @@ def blend_all(
         after[best] += 1
         counts[best] = after[best] if after[best] < sizes[best] else np.inf
     return dataset, sample, after
+
+
+def spread(thresholds: Int64Array, start: int, count: int) -> tuple[NDArray[np.int16], Int64Array]:
+    """Places start .. start+count-1 of a mixture without state: (dataset int16, rank int64), `[count]` each.
+
+    Place n belongs to the dataset between whose thresholds its van der Corput point lies (n with its 53 bits in
+    reverse order); the rank says how many of the dataset's samples stand before n. After n places dataset i has been
+    drawn n (t_(i+1) - t_i) / 2^53 times, to within the number of set bits of n.
+
+    Args:
+        thresholds: int64 `[k + 1]`, rising from 0 to 2^53.
+        start: the first place.
+        count: the number of places.
+
+    Raises:
+        ValueError: not 1 to 32767 datasets, thresholds that do not rise so, or a place outside [0, 2^53).
+
+    Source: van der Corput 1935; Niederreiter 1992, "Random number generation and quasi-Monte Carlo methods", 3.1.
+    """
+    thresholds = np.asarray(thresholds, np.int64)
+    end = 1 << SPREAD_BITS
+    if not 1 <= len(thresholds) - 1 <= _MAX_DATASETS:
+        raise ValueError(f"spread: 1 to {_MAX_DATASETS} datasets")
+    if thresholds[0] != 0 or thresholds[-1] != end or np.any(np.diff(thresholds) < 0):
+        raise ValueError("spread: thresholds rise from 0 to 2^53")
+    if start < 0 or count < 0 or start > end - count:
+        raise ValueError("spread: places lie between 0 and 2^53")
+    points = _reversed_bits(np.arange(start, start + count, dtype=np.uint64)).astype(np.int64)
+    dataset = np.searchsorted(thresholds[:-1], points, side="right") - 1
+    rank = np.empty(count, np.int64)
+    before = np.diff(spread_counts(start, thresholds))
+    for i in np.unique(dataset).tolist():
+        here = np.flatnonzero(dataset == i)
+        rank[here] = before[i] + np.arange(len(here))
+    return dataset.astype(np.int16), rank
+
+
+def spread_counts(place: int, thresholds: Int64Array) -> Int64Array:
+    """How many of the places below `place` have a van der Corput point below each threshold, int64 `[j]`.
+
+    Args:
+        place: 0 to 2^53.
+        thresholds: int64 `[j]`, each 0 to 2^53.
+
+    Raises:
+        ValueError: a number lies outside.
+
+    Source: as `spread`. The places below n are a block of 2^b for every set bit b of n, and the points of a block are
+    a regular grid of spacing 2^(53 - b).
+    """
+    thresholds = np.asarray(thresholds, np.int64)
+    if not 0 <= place <= 1 << SPREAD_BITS:
+        raise ValueError("spread: places lie between 0 and 2^53")
+    if np.any(thresholds < 0) or np.any(thresholds > 1 << SPREAD_BITS):
+        raise ValueError("spread: thresholds lie between 0 and 2^53")
+    if place == 1 << SPREAD_BITS:
+        return thresholds.copy()
+    upper = int(_reversed_bits(np.array([place], np.uint64))[0])
+    counts = np.zeros(len(thresholds), np.int64)
+    for bit in range(place.bit_length()):
+        if place >> bit & 1:
+            spacing = 1 << (SPREAD_BITS - bit)
+            counts += thresholds // spacing + (upper % (spacing // 2) < thresholds % spacing)
+    return counts
 
 
 def sample_index(
@@ -269,3 +336,17 @@ class _Writer:
         self._out[self._row, place:] = pad
         if self._out_mask is not None:
             self._out_mask[self._row, place:] = _NOT_LEARNED
+
+
+def _reversed_bits(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The lowest 53 bits of each value in reverse order, uint64."""
+    for width, mask in (
+        (1, 0x5555555555555555),
+        (2, 0x3333333333333333),
+        (4, 0x0F0F0F0F0F0F0F0F),
+        (8, 0x00FF00FF00FF00FF),
+        (16, 0x0000FFFF0000FFFF),
+        (32, 0x00000000FFFFFFFF),
+    ):
+        values = (values >> np.uint64(width)) & np.uint64(mask) | (values & np.uint64(mask)) << np.uint64(width)
+    return values >> np.uint64(64 - SPREAD_BITS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -38,17 +39,34 @@ def peak_mib(command: list[str]) -> float:
     Raises:
         SystemExit: the command failed.
     """
+    return _looked_at(command, SECONDS_BETWEEN_LOOKS)[0]
+
+
+def run_timed_with_peak(command: list[str], seconds_between_looks: float) -> dict[str, float]:
+    """As `run_timed`, and `peak_mib` of the same run: for long ones, whose memory need not be looked at often.
+
+    Raises:
+        SystemExit: the command failed.
+    """
+    peak, output = _looked_at(command, seconds_between_looks)
+    return {**json.loads(output.splitlines()[-1]), "peak_mib": peak}
+
+
+def _looked_at(command: list[str], pause: float) -> tuple[float, str]:
+    """Peak memory in MiB, and what the command says."""
     import psutil
 
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    tree, peak = psutil.Process(process.pid), 0
-    while process.poll() is None:
-        peak = max(peak, _proportional_bytes(tree))
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    _, errors = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{errors}")
-    return round(peak / 2**20, 1)
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True)
+        tree, peak = psutil.Process(process.pid), 0
+        while process.poll() is None:
+            peak = max(peak, _proportional_bytes(tree))
+            time.sleep(pause)
+        _, errors = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{errors}")
+        output.seek(0)
+        return round(peak / 2**20, 1), output.read()
 
 
 def _proportional_bytes(tree: object) -> int:

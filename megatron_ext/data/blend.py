@@ -1,18 +1,19 @@
-"""Mixtures of datasets with constant weights, in megatron-core's greedy order."""
+"""Blends of datasets: what --data-path says of them, and the view that draws from several."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ext import log, native
+from megatron_ext import log
+from megatron_ext.data.spread_mixture import WeightedMixture
 from megatron_ext.data.views import RowsToFill, TokenRange, View
 from megatron_ext.errors import DataError
 from megatron_ext.native_numpy import Int64Array
 
-_BLOCK = 1 << 16
 _LOCAL_BITS = 48
 
 
@@ -43,6 +44,8 @@ def parse_blend(words: Sequence[str], flag: str) -> tuple[list[str], list[float]
         if number is None or not 0 < number < float("inf"):
             raise DataError(f"{flag} {text}: {word!r} stands where a weight belongs", "A weight is a number above 0")
         weights.append(number)
+    if sum(weights) == float("inf"):
+        raise DataError(f"{flag} {text}: the weights are too large to add", "Only their ratios count")
     return [word.strip() for word in words[1::2]], weights
 
 
@@ -52,56 +55,32 @@ def normalize(weights: Sequence[float]) -> NDArray[np.float64]:
     return array / np.sum(array)
 
 
-class BlendIndex:
-    """Which dataset, and which of its places, stands at each place of a mixture.
-
-    Memory: one count per dataset and 65536 places; going to a far place for the first time takes time in proportion.
-
-    Args:
-        weights: float64 `[k]`, sum 1.
-    """
-
-    def __init__(self, weights: NDArray[np.float64]) -> None:
-        self._weights = weights
-        self._drawn_before = [np.zeros(len(weights), np.int64)]  # counts at the beginning of each block
-        self._last: tuple[int, NDArray[np.int16], Int64Array] | None = None
+class Mixture(Protocol):
+    """Which dataset, and which of its places, stands at each place of a stream."""
 
     def places(self, start: int, count: int) -> tuple[NDArray[np.int16], Int64Array]:
-        """Dataset int16 `[count]` and place in that dataset int64 `[count]` for places start .. start+count-1."""
-        datasets, places = [np.empty(0, np.int16)], [np.empty(0, np.int64)]
-        for block in range(start // _BLOCK, -(-(start + count) // _BLOCK)):
-            dataset, place = self._block(block)
-            part = slice(max(start - block * _BLOCK, 0), min(start + count - block * _BLOCK, _BLOCK))
-            datasets.append(dataset[part])
-            places.append(place[part])
-        return np.concatenate(datasets), np.concatenate(places)
+        """Dataset int16 `[count]` and place in that dataset int64 `[count]` for places start .. start+count-1.
 
-    def _block(self, block: int) -> tuple[NDArray[np.int16], Int64Array]:
-        if self._last is not None and self._last[0] == block:
-            return self._last[1], self._last[2]
-        for index in range(min(block, len(self._drawn_before) - 1), block + 1):
-            dataset, place, after = native.blend(self._weights, self._drawn_before[index], index * _BLOCK, _BLOCK)
-            if index + 1 == len(self._drawn_before):
-                self._drawn_before.append(after)
-        self._last = (block, dataset, place)
-        return dataset, place
+        The places of one dataset follow one another without a gap.
+        """
+        ...
 
 
 class BlendView(View):
-    """Several views drawn from in proportion to constant weights.
+    """Several views drawn from as a mixture says.
 
     A sample id holds the dataset in its upper bits and that view's own id in its lower 48, so that a loader worker
     needs no index to read a sample.
 
     Args:
         views: at most 32767, of one sequence length.
-        weights: float64 `[k]`, sum 1.
+        mixture: which view stands where.
         num_samples: places before the mixture begins again (megatron-core's size); None for never.
     """
 
-    def __init__(self, views: Sequence[View], weights: NDArray[np.float64], num_samples: int | None = None) -> None:
+    def __init__(self, views: Sequence[View], mixture: Mixture, num_samples: int | None = None) -> None:
         self._views = list(views)
-        self._index = BlendIndex(weights)
+        self._mixture = mixture
         self._num_samples = num_samples
         self.seq_length = views[0].seq_length
         self.num_tokens = sum(view.num_tokens for view in views)
@@ -138,6 +117,25 @@ class BlendView(View):
             here = datasets == dataset
             self._views[dataset].read_into(local[here], RowsToFill(batch.rows[here], batch.tokens, batch.mask))
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the mixture goes by weights that can change."""
+        return isinstance(self._mixture, WeightedMixture)
+
+    def weights_at(self, place: int) -> NDArray[np.float64]:
+        """The weights of the datasets at a place of the stream, float64 `[k]`, sum 1; only of a weighted mixture."""
+        return self._weighted.weights_at(place)
+
+    def reweight(self, first_place: int, weights: Sequence[float]) -> None:
+        """Let other weights hold from a place of the stream on (`WeightedMixture.reweight`)."""
+        self._weighted.reweight(first_place, weights)
+
+    @property
+    def _weighted(self) -> WeightedMixture:
+        if not isinstance(self._mixture, WeightedMixture):
+            raise TypeError(f"a {type(self._mixture).__name__} has no weights that could change")
+        return self._mixture
+
     def sources_of(self, sample_ids: Int64Array) -> Int64Array:
         """Which of `source_names` each sample comes from, int64 `[b]`."""
         return sample_ids >> _LOCAL_BITS
@@ -148,7 +146,7 @@ class BlendView(View):
         return self._views[dataset].token_ranges(local)
 
     def _ids(self, start: int, count: int) -> Int64Array:
-        datasets, places = self._index.places(start, count)
+        datasets, places = self._mixture.places(start, count)
         ids = np.empty(count, np.int64)
         for dataset in np.unique(datasets):
             here = np.flatnonzero(datasets == dataset)

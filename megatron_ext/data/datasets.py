@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megatron_ext import log
-from megatron_ext.data.blend import BlendView, normalize, parse_blend
+from megatron_ext.data.blend import BlendView, Mixture, normalize, parse_blend
+from megatron_ext.data.blend_schedule import parse_schedule, scheduled_mixture
 from megatron_ext.data.document_samples import DocumentView
+from megatron_ext.data.greedy_mixture import GreedyMixture
+from megatron_ext.data.joined_view import JoinedView
 from megatron_ext.data.megatron_order import MegatronOrder, MegatronView
 from megatron_ext.data.order import PermutedOrder, SequentialOrder, order_key
 from megatron_ext.data.order_file import FileOrder
 from megatron_ext.data.split import SPLIT_NAMES, Span, span_of, split_bounds
+from megatron_ext.data.spread_mixture import EpochMixture, WeightedMixture
 from megatron_ext.data.store.indexed import IndexedDataset
 from megatron_ext.data.views import OrderedView, View, WindowView
 from megatron_ext.errors import DataError
@@ -103,31 +107,46 @@ class _Builder:
         self._stores: dict[str, IndexedDataset] = {}
 
     def build(self, part: _Part) -> View:
-        if self._request.data.dataset_order == "megatron":
+        order = self._request.data.dataset_order
+        if order == "megatron":
             return self._build_megatron(part)
+        if order not in ("permuted", "sequential") and part.name == "train":
+            return self._ordered_by_file(part)
         views = [self._ordered(part, place) for place in range(len(part.prefixes))]
-        if len(views) == 1:
-            return views[0]
-        if part.weights is None:
-            return BlendView(views, normalize([len(view) for view in views]))
-        return BlendView(views, _twice_normalized(part.weights))
+        mixture = self._mixture(part, [len(view) for view in views])
+        return views[0] if len(views) == 1 else BlendView(views, mixture)
+
+    def _mixture(self, part: _Part, sizes: list[int]) -> Mixture:
+        """How often which dataset is drawn; weights move in training alone."""
+        data, trains = self._request.data, part.name == "train"
+        if data.blend_schedule and trains:
+            _refuse_useless_schedule(part)
+            return scheduled_mixture(parse_schedule(data.blend_schedule, len(sizes)), self._request.seq_length)
+        if part.weights is not None:
+            return WeightedMixture(part.weights)
+        return WeightedMixture(sizes) if data.blend_reweight_interval is not None and trains else EpochMixture(sizes)
 
     def _ordered(self, part: _Part, place: int) -> View:
         request, prefix = self._request, part.prefixes[place]
         store = self._open(prefix)
         view = self._samples(store, self._span(part, store))
-        order = request.data.dataset_order
-        if order == "sequential":
+        if request.data.dataset_order == "sequential":
             return view.ordered_by(SequentialOrder(len(view)))
-        if order != "permuted" and part.name == "train":
-            if len(part.prefixes) > 1:
-                raise DataError(
-                    f"--dataset-order {order} orders one dataset",
-                    f"{part.flag} gives {len(part.prefixes)}",
-                    "Merge them into one dataset, or use --dataset-order permuted",
-                )
-            return view.ordered_by(FileOrder(Path(order), view.target))
         return view.ordered_by(PermutedOrder(len(view), order_key(request.seed, part.name, place, store.identity)))
+
+    def _ordered_by_file(self, part: _Part) -> View:
+        """All datasets of the training part under one order file."""
+        data = self._request.data
+        if len(part.prefixes) > 1 and (part.weights is not None or data.blend_schedule):
+            raise DataError(
+                f"weights of datasets are given beside --dataset-order {data.dataset_order}",
+                "An order file says which sample comes when, and with it the share of every dataset",
+                f"Give {part.flag} {' '.join(part.prefixes)} without weights or --blend-schedule; "
+                "tools/build_curriculum.py --stages makes an order with the shares you want",
+            )
+        views = [self._samples(store, self._span(part, store)) for store in map(self._open, part.prefixes)]
+        view = views[0] if len(views) == 1 else JoinedView(views)
+        return view.ordered_by(FileOrder(Path(data.dataset_order), view.target))
 
     def _samples(self, store: IndexedDataset, span: Span) -> OrderedView:
         data, seq_length, tokenizer = self._request.data, self._request.seq_length, self._request.tokenizer
@@ -145,14 +164,14 @@ class _Builder:
         if part.weights is None:
             views = [self._megatron_view(part, place, None) for place in range(len(part.prefixes))]
             sizes = [len(view) for view in views]
-            return BlendView(views, normalize(sizes), min(part.num_samples, sum(sizes)))
+            return BlendView(views, GreedyMixture(normalize(sizes)), min(part.num_samples, sum(sizes)))
         once = normalize(part.weights).tolist()
         targets = [math.ceil(part.num_samples * weight) for weight in once]
         views = [
             self._megatron_view(part, place, math.ceil(target * (1 + _MEGATRON_SURPLUS)))
             for place, target in enumerate(targets)
         ]
-        return BlendView(views, _twice_normalized(part.weights), sum(targets))
+        return BlendView(views, GreedyMixture(_twice_normalized(part.weights)), sum(targets))
 
     def _megatron_view(self, part: _Part, place: int, num_samples: int | None) -> View:
         request = self._request
@@ -206,6 +225,18 @@ def _parts(request: DatasetRequest) -> list[_Part | None]:
         prefixes, weights = parse_blend(words, flag)
         parts.append(_Part(index, flag, prefixes, weights, bound, request.num_samples[index], not data.data_path))
     return parts
+
+
+def _refuse_useless_schedule(part: _Part) -> None:
+    if part.weights is not None:
+        raise DataError(
+            f"{part.flag} and --blend-schedule both give weights of the datasets",
+            f"A blend with moving weights has prefixes alone: {part.flag} {' '.join(part.prefixes)}",
+        )
+    if len(part.prefixes) == 1:
+        raise DataError(
+            "--blend-schedule moves the weights of several datasets", f"{part.flag} gives one, {part.prefixes[0]}"
+        )
 
 
 def _twice_normalized(weights: Sequence[float]) -> np.ndarray:

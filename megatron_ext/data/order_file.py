@@ -1,4 +1,4 @@
-"""Order files: sample ids in the order they are to be trained on, made for one dataset, mapped and never loaded.
+"""Order files: sample ids in the order they are to be trained on, made for one dataset, read where they are needed.
 
 Format: one line of JSON, padded with spaces so that it has a multiple of 64 bytes with its newline; then `count`
 sample ids as little-endian int64. The header tells the format and its version, the count, the sha256 of the ids,
@@ -12,14 +12,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from megatron_ext import native
 from megatron_ext.data.preprocessing.output_file import writing_failed
 from megatron_ext.data.preprocessing.pending import PendingFile
 from megatron_ext.errors import DataError
@@ -28,9 +32,9 @@ from megatron_ext.native_numpy import Int64Array
 FORMAT = "megatron_ext sample order"
 FORMAT_VERSION = 2
 _ALIGNMENT = 64
-_MAX_HEADER_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 24
 _BLOCK = 1 << 20
-_SEEN_AT_ONCE = 1 << 27
+_SEEN_AT_ONCE = 1 << 30
 """Samples of which it is remembered at a time whether they were seen: 128 MiB."""
 _MAKE_AGAIN = "Make the order file again for this data"
 
@@ -54,6 +58,16 @@ class OrderTarget:
     seq_length: int
     num_samples: int
     packing: str = "stream"
+
+    def difference(self, said: Mapping[str, Any]) -> tuple[str, object, object] | None:
+        """What `said` of an order file differs in first: its name, its value there, its value here."""
+        if said.get("parts"):
+            return "number of datasets", len(said["parts"]) if isinstance(said["parts"], list) else "unreadable", 1
+        for field in dataclasses.fields(OrderTarget):
+            found, wanted = said.get(field.name), getattr(self, field.name)
+            if found != wanted:
+                return field.name, found, wanted
+        return None
 
 
 def write_order_file(path: Path, sample_ids: ArrayLike, target: OrderTarget, made_by: Mapping[str, Any]) -> None:
@@ -125,7 +139,9 @@ class OrderFileWriter:
             DataError: an id is out of range, or the disk is full or fails.
         """
         ids = np.ascontiguousarray(sample_ids, dtype="<i8")
-        _check_range(ids, self._written, self._target.num_samples, self._path)
+        outside, _ = native.misplaced_ids(ids, self._target.num_samples, 0)
+        if outside >= 0:
+            raise _outside(self._path, int(ids[outside]), self._written + outside, self._target)
         content = ids.data.cast("B")
         self._hash.update(content)
         self._file.write(content)
@@ -159,8 +175,10 @@ def _header_bytes(header: Mapping[str, Any]) -> bytes:
 class FileOrder:
     """The order of a file; after its last id it begins again.
 
-    Opening reads the ids once, in blocks, to check the checksum and the range; and once for every 2^27 samples, if
-    the file promises that no sample stands in it twice.
+    Opening reads the ids twice at the same time, in two threads: for their checksum, and for ids that do not exist or,
+    if the file promises that there are none, that stand in it twice. From then on only the ids asked for are read, from
+    the file that was opened, whatever takes its name; a file that is written to while it is in use is read for its
+    checksum once more.
 
     Args:
         path: the order file.
@@ -174,39 +192,100 @@ class FileOrder:
     """
 
     def __init__(self, path: Path, target: OrderTarget) -> None:
-        header, offset = _read_header(path)
-        self._ids = _map_ids(path, header, offset)
-        _check_target(path, header, target)
-        _check_promise(path, header, len(self._ids), target)
-        self.made_by: dict[str, Any] = header["made_by"] if isinstance(header.get("made_by"), dict) else {}
-        digest = hashlib.sha256()
-        for first, block in _blocks(self._ids):
-            digest.update(np.ascontiguousarray(block).data.cast("B"))
-            _check_range(block, first, target.num_samples, path)
-        if digest.hexdigest() != header.get("sha256"):
-            raise DataError(f"the order file {path} is damaged: its checksum does not match", fix=_MAKE_AGAIN)
-        if header.get("permutation") or header.get("distinct"):
-            _refuse_repeated(path, self._ids, target.num_samples)
+        self._path = path
+        self._stream = _opened(path)
+        weakref.finalize(self, self._stream.close)  # an order has no end of its own: it goes with its view
+        self._state = self._file_state()
+        self._header, self._offset = _read_header(path, self._stream)
+        self._count = _checked_count(path, self._header, self._offset, self._state[0])
+        _check_target(path, self._header, target)
+        _check_promise(path, self._header, self._count, target)
+        self.made_by: dict[str, Any] = self._header["made_by"] if isinstance(self._header.get("made_by"), dict) else {}
+        self._check_ids(target)
 
     def __len__(self) -> int:
         """Number of ids in the file."""
-        return len(self._ids)
+        return self._count
 
     def sample_ids(self, start: int, count: int) -> Int64Array:
-        """Sample ids at places start .. start+count-1, int64 `[count]`."""
-        places = np.arange(start, start + count, dtype=np.int64) % len(self._ids)
-        return self._ids[places].astype(np.int64)
+        """Sample ids at places start .. start+count-1, int64 `[count]`.
+
+        Raises:
+            DataError: the file was changed since it was opened, or cannot be read.
+        """
+        ids, done = np.empty(count, "<i8"), 0
+        while done < count:
+            first = (start + done) % self._count
+            here = ids[done : done + self._count - first]
+            self._read(here.data.cast("B"), self._offset + 8 * first)
+            done += len(here)
+        if self._file_state() != self._state:
+            self._check_again()
+        return ids.astype(np.int64, copy=False)
+
+    def _read(self, content: memoryview, offset: int) -> None:
+        while content:
+            try:
+                size = os.preadv(self._stream.fileno(), [content], offset)
+            except OSError as error:
+                raise DataError(f"the order file {self._path} cannot be read ({error.strerror})") from None
+            if not size:
+                raise self._changed()
+            content, offset = content[size:], offset + size
+
+    def _check_ids(self, target: OrderTarget) -> None:
+        ids, twice_is_wrong = self._mapped(), bool(self._header.get("permutation") or self._header.get("distinct"))
+        with ThreadPoolExecutor(1) as beside:
+            digest = beside.submit(_sha256, ids)
+            outside, repeated = native.misplaced_ids(ids, target.num_samples, _SEEN_AT_ONCE if twice_is_wrong else 0)
+        if outside >= 0:
+            raise _outside(self._path, int(ids[outside]), outside, target)
+        if digest.result() != self._header.get("sha256"):
+            raise DataError(f"the order file {self._path} is damaged: its checksum does not match", fix=_MAKE_AGAIN)
+        if repeated >= 0:
+            raise DataError(
+                f"the order {self._path} promises no sample twice, but sample id {ids[repeated]} stands in it at place "
+                f"{_first_place(ids, int(ids[repeated]))} and again at place {repeated}",
+                fix=_MAKE_AGAIN,
+            )
+
+    def _check_again(self) -> None:
+        """A file may be touched, but not changed."""
+        state = self._file_state()
+        if state[0] != self._state[0] or _sha256(self._mapped()) != self._header.get("sha256"):
+            raise self._changed()
+        self._state = state
+
+    def _mapped(self) -> Int64Array:
+        return np.memmap(self._stream, "<i8", "r", self._offset, (self._count,)).view(np.ndarray)
+
+    def _file_state(self) -> tuple[int, int]:
+        state = os.fstat(self._stream.fileno())
+        return state.st_size, state.st_mtime_ns
+
+    def _changed(self) -> DataError:
+        return DataError(
+            f"the order file {self._path} was changed while it was in use",
+            f"It had {self._state[0]} bytes when it was opened and has {self._file_state()[0]} now",
+            "Write a new file beside it and rename that, as tools/build_curriculum.py does; " + _MAKE_AGAIN.lower(),
+        )
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+def _opened(path: Path) -> IO[bytes]:
     try:
-        with path.open("rb") as stream:
-            line = stream.readline(_MAX_HEADER_BYTES)
+        return path.open("rb")
     except OSError as error:
         raise DataError(
             f"--dataset-order {path} cannot be read ({error.strerror})",
             "It is permuted, megatron, sequential, or the path of an order file",
         ) from None
+
+
+def _read_header(path: Path, stream: IO[bytes]) -> tuple[dict[str, Any], int]:
+    try:
+        line = stream.readline(_MAX_HEADER_BYTES)
+    except OSError as error:
+        raise DataError(f"the order file {path} cannot be read ({error.strerror})") from None
     try:
         header = json.loads(line)
     except (ValueError, RecursionError):
@@ -220,33 +299,36 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             _MAKE_AGAIN,
         )
     header.pop("header_sha256", None)
-    if _header_bytes(header) != line:
+    try:
+        is_whole = _header_bytes(header) == line
+    except RecursionError:
+        is_whole = False
+    if not is_whole:
         raise DataError(f"the order file {path} is damaged: its header is not what its checksum says", fix=_MAKE_AGAIN)
     return header, len(line)
 
 
-def _map_ids(path: Path, header: dict[str, Any], offset: int) -> Int64Array:
-    count, size = header.get("count"), path.stat().st_size
+def _checked_count(path: Path, header: dict[str, Any], offset: int, size: int) -> int:
+    count = header.get("count")
     if not isinstance(count, int) or count < 1 or size != offset + 8 * count:
         raise DataError(
             f"the order file {path} is damaged: it has {size} bytes",
             f"Its header speaks of {count} ids of 8 bytes after {offset} bytes of header",
             _MAKE_AGAIN,
         )
-    return np.memmap(path, dtype="<i8", mode="r", offset=offset, shape=(count,)).view(np.ndarray)
+    return count
 
 
 def _check_target(path: Path, header: dict[str, Any], target: OrderTarget) -> None:
     said = header.get("target")
-    said = said if isinstance(said, dict) else {}
-    for field in dataclasses.fields(target):
-        wanted, found = getattr(target, field.name), said.get(field.name)
-        if found != wanted:
-            raise DataError(
-                f"the order file {path} was made for other data: its {field.name} is {found}",
-                f"This run's is {wanted}",
-                _MAKE_AGAIN + ", or give the --data-path, --split, --seq-length and --dataset-packing it was made for",
-            )
+    different = target.difference(said if isinstance(said, dict) else {})
+    if different is not None:
+        name, found, wanted = different
+        raise DataError(
+            f"the order file {path} was made for other data: its {name} is {found}",
+            f"This run's is {wanted}",
+            _MAKE_AGAIN + ", or give the --data-path, --split, --seq-length and --dataset-packing it was made for",
+        )
 
 
 def _check_promise(path: Path, header: Mapping[str, Any], count: int, target: OrderTarget) -> None:
@@ -263,51 +345,22 @@ def _check_promise(path: Path, header: Mapping[str, Any], count: int, target: Or
         )
 
 
-def _refuse_repeated(path: Path, ids: Int64Array, num_samples: int) -> None:
-    """Raise DataError when an id stands in `ids` int64 `[count]`, all below `num_samples`, more than once."""
-    for lowest in range(0, num_samples, _SEEN_AT_ONCE):
-        size = min(_SEEN_AT_ONCE, num_samples - lowest)
-        seen, count = np.zeros(size, bool), 0
-        for _, block in _blocks(ids):
-            here = block if size == num_samples else _between(block, lowest, size)
-            seen[here - lowest] = True
-            count += len(here)
-        if np.count_nonzero(seen) != count:
-            raise _repeated(path, ids, lowest, size)
+def _outside(path: Path, sample_id: int, place: int, target: OrderTarget) -> DataError:
+    return DataError(
+        f"the order {path} holds sample id {sample_id} at place {place}",
+        f"The data has samples 0 to {target.num_samples - 1}",
+        _MAKE_AGAIN,
+    )
 
 
-def _repeated(path: Path, ids: Int64Array, lowest: int, size: int) -> DataError:
-    seen = np.zeros(size, bool)
-    for first, block in _blocks(ids):
-        here = _between(block, lowest, size)
-        unique, places = np.unique(here, return_index=True)
-        again = seen[unique - lowest]
-        if again.any() or len(unique) != len(here):
-            twice = unique[again][0] if again.any() else np.delete(here, places)[0]
-            return DataError(
-                f"the order {path} promises no sample twice, but sample id {twice} stands in it again between places "
-                f"{first} and {first + len(block) - 1}",
-                fix=_MAKE_AGAIN,
-            )
-        seen[here - lowest] = True
-    raise AssertionError("an id was repeated a moment ago")
-
-
-def _between(ids: Int64Array, lowest: int, size: int) -> Int64Array:
-    return ids[(ids >= lowest) & (ids < lowest + size)]
-
-
-def _blocks(ids: Int64Array) -> Iterator[tuple[int, Int64Array]]:
-    """Places and pieces of mapped ids, piece after piece."""
+def _first_place(ids: Int64Array, sample_id: int) -> int:
+    """Where an id that is there stands first."""
     for first in range(0, len(ids), _BLOCK):
-        yield first, ids[first : first + _BLOCK]
+        here = np.flatnonzero(ids[first : first + _BLOCK] == sample_id)
+        if here.size:
+            return first + int(here[0])
+    raise ValueError(f"{sample_id} is not there")
 
 
-def _check_range(ids: Int64Array, first: int, num_samples: int, path: Path) -> None:
-    wrong = np.flatnonzero((ids < 0) | (ids >= num_samples))
-    if wrong.size:
-        raise DataError(
-            f"the order {path} holds sample id {ids[wrong[0]]} at place {first + int(wrong[0])}",
-            f"The data has samples 0 to {num_samples - 1}",
-            _MAKE_AGAIN,
-        )
+def _sha256(ids: Int64Array) -> str:
+    return hashlib.sha256(ids.data.cast("B")).hexdigest()

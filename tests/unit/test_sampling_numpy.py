@@ -203,3 +203,53 @@ def test_a_sample_index_of_damaged_documents_is_refused(module):
         module.sample_index(np.array([3], np.int32), np.array([0]), 0)
     with pytest.raises(ValueError):
         module.sample_index(np.array([3], np.int32), np.array([0], np.int16), 1)
+
+
+def reversed_bits(place: int) -> int:
+    return int(f"{place:053b}"[::-1], 2)
+
+
+def thresholds(weights: list[float]) -> np.ndarray:
+    ends = np.floor(np.cumsum(weights) / np.sum(weights) * 2.0**53).astype(np.int64)
+    return np.concatenate([[0], ends[:-1], [1 << 53]])
+
+
+@settings(deadline=None, max_examples=60)
+@given(place=st.integers(0, 700), values=st.lists(st.integers(0, 1 << 53), max_size=9))
+def test_spread_counts_count_points_below_thresholds(place: int, values: list[int]):
+    wanted = [sum(reversed_bits(n) < value for n in range(place)) for value in values]
+    for module in (native, sampling_numpy):
+        assert module.spread_counts(place, np.array(values, np.int64)).tolist() == wanted
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    weights=st.lists(st.integers(0, 9), min_size=1, max_size=7).filter(any),
+    start=st.one_of(st.integers(0, 400), st.integers(2**31, 2**52), st.just((1 << 53) - 150)),
+)
+def test_spread_is_its_twin_and_ranks_by_its_counts(weights: list[int], start: int):
+    edges = thresholds(weights)
+    dataset, rank = native.spread(edges, start, 150)
+    assert_same((dataset, rank), sampling_numpy.spread(edges, start, 150))
+    points = np.array([reversed_bits(start + n) for n in range(150)])
+    assert (edges[dataset] <= points).all() and (points < edges[dataset + 1]).all()
+    before = np.diff(native.spread_counts(start, edges))
+    for name in set(dataset.tolist()):
+        assert rank[dataset == name].tolist() == [before[name] + i for i in range(np.count_nonzero(dataset == name))]
+    np.testing.assert_array_equal(
+        np.diff(native.spread_counts(start + 150, edges)) - before, np.bincount(dataset, minlength=len(weights))
+    )
+
+
+@pytest.mark.parametrize("module", [native, sampling_numpy])
+def test_spread_refuses_what_it_cannot_count(module: object):
+    end = 1 << 53
+    for edges in ([0], [], [1, end], [0, end - 1], [0, 5, 4, end]):
+        with pytest.raises(ValueError, match="spread"):
+            module.spread(np.array(edges, np.int64), 0, 1)
+    for start, count in ((-1, 1), (0, -1), (end, 1), (end - 5, 6)):
+        with pytest.raises(ValueError, match="spread"):
+            module.spread(np.array([0, end]), start, count)
+    for place, value in ((-1, 0), (end + 1, 0), (0, -1), (0, end + 1)):
+        with pytest.raises(ValueError, match="spread"):
+            module.spread_counts(place, np.array([value]))

@@ -27,6 +27,11 @@ class DataConfig(Section):
     train_data_path: tuple[str, ...] | None = knob(None, f"training dataset: {_BLEND}")
     valid_data_path: tuple[str, ...] | None = knob(None, f"validation dataset: {_BLEND}")
     test_data_path: tuple[str, ...] | None = knob(None, f"test dataset: {_BLEND}")
+    blend_schedule: tuple[str, ...] | None = knob(
+        None,
+        "training weights that move: TOKENS:WEIGHT,WEIGHT,... TOKENS:..., one weight for each prefix of --data-path "
+        "(which then gives none), in straight lines over consumed tokens, as in 0:9,1 2e9:4,1",
+    )
     split: str = knob("969, 30, 1", "shares of --data-path for training, validation, test")
     dataset_order: str = knob(
         "permuted",
@@ -49,3 +54,20 @@ class DataConfig(Section):
     tokenizer_type: str | None = knob(None, "kind of tokenizer the data was made with", choices=TOKENIZER_TYPES)
     tokenizer_model: str | None = knob(None, "the tokenizer's file, or folder for HuggingFaceTokenizer")
     data_cache_path: str | None = knob(None, "folder for the index arrays of --dataset-order megatron")
+    blend_reweight_interval: int | None = knob(
+        None,
+        "steps between changes of the training weights by the loss of each dataset: what is harder is seen more",
+        unit="iterations",
+        bounds="[1, inf)",
+    )
+    blend_reweight_rate: float = knob(
+        1.0, "a weight grows by the factor exp(rate x loss above the reference, or above the mean)", bounds="(0, inf)"
+    )
+    blend_reweight_floor: float = knob(
+        0.1, "share of the first weights in all later ones, so that no dataset is given up", bounds="[0, 1)"
+    )
+    blend_reference_losses: tuple[str, ...] | None = knob(
+        None,
+        "LOSS LOSS ...: the loss that each dataset should reach, in the order of --data-path, as of a smaller model "
+        "trained before; without them a loss is compared with the mean of all",
+    )

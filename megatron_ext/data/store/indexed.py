@@ -89,7 +89,7 @@ class IndexedDataset:
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = str(prefix)
-        raw = _map(idx_path(prefix), np.dtype("uint8"))
+        self._index = raw = _map(idx_path(prefix), np.dtype("uint8"))
         self.dtype, sequences, boundaries = _read_header(idx_path(prefix), raw)
         _check_index_size(idx_path(prefix), len(raw), sequences, boundaries)
         lengths_end = HEADER.size + 4 * sequences
@@ -120,18 +120,18 @@ class IndexedDataset:
 
     @property
     def identity(self) -> str:
-        """Text that differs between datasets with different tokens: from the manifest's checksums.
+        """Text that differs between datasets with different tokens or masks: from the manifest's checksums.
 
-        Without a manifest it is made of the sizes and the first and last mebibyte of `.idx`, read in constant time.
+        Without a manifest it is made of the sizes and of the first and last mebibyte of each file, in constant time.
         """
         if self.manifest is not None:
             return self.manifest.identity
-        digest = hashlib.sha256(f"{idx_path(self.prefix).stat().st_size} {self.tokens.nbytes}".encode())
-        with idx_path(self.prefix).open("rb") as stream:
-            digest.update(stream.read(_IDENTITY_BYTES))
-            stream.seek(max(0, idx_path(self.prefix).stat().st_size - _IDENTITY_BYTES))
-            digest.update(stream.read(_IDENTITY_BYTES))
-        return f"index-{digest.hexdigest()}"
+        files = [self._index, self.tokens.view(np.uint8)] + ([] if self.loss_mask is None else [self.loss_mask])
+        digest = hashlib.sha256(" ".join(str(file.nbytes) for file in files).encode())
+        for file in files:
+            digest.update(file[:_IDENTITY_BYTES].tobytes())
+            digest.update(file[-_IDENTITY_BYTES:].tobytes())
+        return f"ends-{digest.hexdigest()}"
 
     def check_structure(self) -> None:
         """Check the whole index: lengths, offsets and document boundaries. Reads all of it, the first time.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
+from megatron_ext.config.sections.data import DataConfig
 from megatron_ext.data.store.indexed_writer import IndexedWriter, write_indexed
 from megatron_ext.tokenizer.null import NullTokenizer
 
@@ -76,20 +77,9 @@ def write_masked(prefix: Path, documents: list[np.ndarray], masks: list[np.ndarr
     writer.discard()
 
 
-def data_config(**values: object) -> SimpleNamespace:
-    """What build_datasets reads of a DataConfig."""
-    defaults = {
-        "data_path": None,
-        "train_data_path": None,
-        "valid_data_path": None,
-        "test_data_path": None,
-        "split": "80,10,10",
-        "dataset_order": "permuted",
-        "dataset_packing": "stream",
-        "pad_last_sample": False,
-        "data_cache_path": None,
-    }
-    return SimpleNamespace(**{**defaults, **values})
+def data_config(**values: Any) -> DataConfig:
+    """A DataConfig that leaves something for every part."""
+    return DataConfig(**{"split": "80,10,10", **values})
 
 
 TOKENIZER = NullTokenizer(1000)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_ext.data.datasets import DatasetRequest, Datasets, View, build_datasets
+from megatron_ext.data.joined_view import JoinedView
 from megatron_ext.data.order_file import write_order_file
 from megatron_ext.data.preprocessing.preprocess import PreprocessRequest, preprocess
 from megatron_ext.data.rows.settings import RowSettings
@@ -104,6 +105,33 @@ def test_blends_draw_by_weight_or_by_size(tmp_path: Path):
         assert abs(np.mean(drawn) - share) < 0.03
 
 
+def test_an_epoch_of_a_blend_without_weights_holds_every_sample_once(tmp_path: Path):
+    prefixes = tuple(make_dataset(tmp_path, name, seed, 50 * seed) for name, seed in (("a", 1), ("b", 2)))
+    for order in ("permuted", "sequential"):
+        view = build(data_path=prefixes, dataset_order=order).train
+        for epoch in range(2):
+            assert len(set(view.sample_ids(epoch * len(view), len(view)).tolist())) == len(view)
+
+
+def test_a_schedule_moves_the_weights_of_the_training_part_alone(tmp_path: Path):
+    prefixes = tuple(make_dataset(tmp_path, name, seed) for name, seed in (("a", 1), ("b", 2)))
+    moving = build(data_path=prefixes, blend_schedule=("0:1,0", f"{400 * SEQ}:0,1"))
+    sources = moving.train.sources_of(moving.train.sample_ids(0, 500))
+    assert [round(float(part.mean()), 1) for part in np.split(sources, 5)] == [0.1, 0.4, 0.6, 0.9, 1.0]
+    still = build(data_path=prefixes)
+    np.testing.assert_array_equal(moving.valid.sample_ids(0, 99), still.valid.sample_ids(0, 99))
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [(("9", "a", "1", "b"), "both give weights"), (("a",), "several datasets"), (("a", "b", "a"), "2 weights")],
+)
+def test_a_schedule_that_does_not_fit_the_datasets_is_refused(words: tuple[str, ...], why: str, tmp_path: Path):
+    made = {name: make_dataset(tmp_path, name, seed) for name, seed in (("a", 1), ("b", 2))}
+    with pytest.raises(DataError, match=why):
+        build(data_path=tuple(made.get(word, word) for word in words), blend_schedule=("0:9,1", "1e6:4,1"))
+
+
 def test_an_order_file_orders_the_training_part_only(tmp_path: Path):
     prefix = make_dataset(tmp_path)
     train = build(data_path=(prefix,)).train
@@ -115,8 +143,37 @@ def test_an_order_file_orders_the_training_part_only(tmp_path: Path):
     np.testing.assert_array_equal(datasets.valid.sample_ids(0, 9), permuted.valid.sample_ids(0, 9))
     with pytest.raises(DataError, match="made for other data"):
         build(data_path=(prefix,), split="70,20,10", dataset_order=str(tmp_path / "reverse"))
-    with pytest.raises(DataError, match="orders one dataset"):
+    with pytest.raises(DataError, match="number of datasets is 1"):
         build(data_path=(prefix, prefix), dataset_order=str(tmp_path / "reverse"))
+
+
+@pytest.mark.parametrize("paths", [("data_path",), ("train_data_path", "valid_data_path", "test_data_path")])
+def test_one_order_file_orders_several_datasets_and_leaves_validation_alone(paths: tuple[str, ...], tmp_path: Path):
+    prefixes = tuple(make_dataset(tmp_path, name, seed, 90 * seed) for name, seed in (("a", 1), ("b", 2)))
+    given = dict.fromkeys(paths, prefixes)
+    share = 0.8 if paths == ("data_path",) else 1.0
+    parts = [WindowView(store, Span(0, round(share * len(store))), SEQ) for store in map(IndexedDataset, prefixes)]
+    joined = JoinedView(parts)
+    order = np.random.default_rng(0).permutation(len(joined))
+    write_order_file(tmp_path / "x.order", order, joined.target, {})
+    datasets = build(**given, dataset_order=str(tmp_path / "x.order"))
+    np.testing.assert_array_equal(datasets.train.sample_ids(0, len(order)), order)
+    np.testing.assert_array_equal(rows(datasets.train, 50), [joined[i] for i in order[:50]])
+    permuted = build(**given)
+    for name in ("valid", "test"):
+        ours, theirs = getattr(datasets, name), getattr(permuted, name)
+        np.testing.assert_array_equal(ours.sample_ids(0, 200), theirs.sample_ids(0, 200))
+        np.testing.assert_array_equal(rows(ours, 60), rows(theirs, 60))
+    with pytest.raises(DataError, match="identity of dataset 1 of 2"):
+        build(**(given | {paths[0]: prefixes[::-1]}), dataset_order=str(tmp_path / "x.order"))
+
+
+@pytest.mark.parametrize("data", [{"words": "9 a 1 b"}, {"words": "a b", "blend_schedule": ("0:9,1", "1e6:4,1")}])
+def test_weights_beside_an_order_file_are_refused(data: dict, tmp_path: Path):
+    made = {name: make_dataset(tmp_path, name, seed) for name, seed in (("a", 1), ("b", 2))}
+    words = tuple(made.get(word, word) for word in data.pop("words").split())
+    with pytest.raises(DataError, match=r"weights of datasets .*share of every dataset.*--stages"):
+        build(data_path=words, dataset_order=str(tmp_path / "x.order"), **data)
 
 
 @pytest.mark.parametrize("order", ["permuted", "sequential"])

@@ -196,3 +196,82 @@ def test_each_token_knows_where_its_document_begins(ends: list[bool]):
     assert batch["document_starts"].tolist() == [begins]
     assert batch["document_starts"].dtype == torch.int64
     assert batch["position_ids"].tolist() == [list(range(len(ends) - 1))]
+
+
+def lengths(consumed: int) -> int:
+    """Sequences of 4 for the first 36 samples, of 8 for the next 24, then whole samples of 16."""
+    return 4 if consumed < 36 else 8 if consumed < 60 else 16
+
+
+EVERY_MASK = {"eod_mask_loss": True, "reset_position_ids": True, "document_starts": True}
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.data(), st.integers(1, 3), st.sampled_from([1, 2, 3, 4, 6, 12]), st.booleans())
+def test_a_sample_that_is_cut_is_its_sequences_one_by_one(data: st.DataObject, b: int, s: int, learned: bool):
+    """Sequence i of a sample is what a sample of the tokens i s .. (i + 1) s would be, masks and positions too."""
+    drawn = st.lists(st.lists(st.sampled_from([1, 2, 7]), min_size=13, max_size=13), min_size=b, max_size=b)
+    rows, codes = torch.tensor(data.draw(drawn)), torch.tensor(data.draw(drawn)).remainder(3).to(torch.uint8)
+    config = LoaderConfig(1, eod_id=7, **data.draw(st.fixed_dictionaries(dict.fromkeys(EVERY_MASK, st.booleans()))))
+    found = to_batch(rows, config, codes if learned else None, s)
+    pieces = [
+        to_batch(rows[r, i : i + s + 1][None], config, codes[r, i : i + s + 1][None] if learned else None)
+        for r in range(b)
+        for i in range(0, 12, s)
+    ]
+    for name, tensor in found.items():
+        assert tensor.equal(torch.cat([piece[name] for piece in pieces])), name
+        assert tensor.is_contiguous() and tensor.shape == (b * 12 // s, s)
+    whole = to_batch(rows, config, codes if learned else None)
+    for name in ("tokens", "labels", "loss_mask"):
+        assert found[name].flatten().equal(whole[name].flatten()), f"{name}: another token, or in another order"
+    assert found.keys() == whole.keys()
+
+
+def test_samples_are_never_cut_over_their_end():
+    with pytest.raises(RuntimeError):
+        to_batch(torch.zeros(2, 7, dtype=torch.int64), LoaderConfig(2), None, 4)
+
+
+@pytest.mark.parametrize(
+    ("mbs", "dp_size", "workers", "start"), [(12, 1, 0, 0), (3, 1, 2, 12), (1, 2, 0, 36), (2, 3, 2, 60)]
+)
+def test_lengths_go_by_consumed_samples_whoever_reads_and_wherever_a_run_resumes(
+    view: View, mbs: int, dp_size: int, workers: int, start: int
+):
+    seen: list[list[int]] = [[] for _ in range(dp_size)]
+    readers = [
+        MicroBatches(
+            view, start, ramp,
+            LoaderConfig(mbs, rank, dp_size, workers, record=seen[rank].extend, seq_length=lengths),
+        )
+        for rank in range(dp_size)
+    ]  # fmt: skip
+    consumed = start
+    while consumed < 108:
+        length, ids = lengths(consumed), view.sample_ids(consumed, ramp(consumed))
+        for first in range(0, ramp(consumed), mbs * dp_size):
+            for rank, reader in enumerate(readers):
+                batch, mine = next(reader), ids[first + rank * mbs :][:mbs]
+                samples = np.stack([view[int(i)] for i in mine])
+                assert batch["tokens"].shape == (mbs * 16 // length, length)
+                np.testing.assert_array_equal(batch["tokens"].reshape(mbs, 16), samples[:, :-1])
+                np.testing.assert_array_equal(batch["labels"].reshape(mbs, 16), samples[:, 1:])
+                assert batch["sources"].tolist() == view.sources_of(mine).tolist()
+                assert seen[rank][-mbs:] == mine.tolist()
+        consumed += ramp(consumed)
+    for reader in readers:
+        reader.close()
+
+
+def test_sequences_of_nothing_but_padding_weigh_nothing(tmp_path: Path):
+    prefix = make_dataset(tmp_path, "rows", 3, 40, largest_length=17)
+    data = data_config(data_path=(prefix,), split="1", dataset_packing="documents")
+    view = build_datasets(DatasetRequest(data, TOKENIZER, 16, (36, 0, 0), 1)).train
+    weights = []
+    for seq_length in (None, lambda _: 2):
+        reader = MicroBatches(view, 0, ramp, LoaderConfig(12, eod_id=EOD, seq_length=seq_length, **EVERY_MASK))
+        weights.append(next(reader)["loss_mask"])
+    assert weights[1].flatten().equal(weights[0].flatten())
+    assert (weights[1].sum(1) == 0).sum() > 5
+    assert weights[1].sum() > 5
