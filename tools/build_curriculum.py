@@ -5,6 +5,12 @@ Examples:
         --score compression --method paced --pacing root --output easy_first.order --plot easy_first.png
     python tools/build_curriculum.py --data-path data/corpus_text_document --seq-length 2048 \
         --score compression --method staged --stages 0-30:2e9 20-100:8e9 --output staged.order
+    python tools/build_curriculum.py --data-path data/general_text_document data/finance_text_document \
+        --seq-length 2048 --score rarity --method staged --output mixed.order \
+        --stages "1*9@0-30,2*1:2e9" "general_text_document*4,finance_text_document*1@20-100:8e9"
+
+With several datasets every method orders the samples of all of them together. Stages may name datasets instead, by the
+last part of their prefix or their number: NAME*WEIGHT or NAME*WEIGHT@FROM-TO, percentiles of that dataset.
 
 The order file fits a run with the same --data-path, --split, --seq-length, --dataset-packing and --pad-last-sample:
     torchrun pretrain_gpt.py --dataset-order easy_first.order ...
@@ -33,8 +39,10 @@ def make_parser() -> CommandParser:
     """The flags."""
     parser = CommandParser(__doc__)
     data = parser.add_argument_group("data", "spelled and meant as in the run that the order is for")
-    data.add_argument("--data-path", default=None, metavar="PREFIX", help="the dataset, cut by --split")
-    data.add_argument("--train-data-path", default=None, metavar="PREFIX", help="the dataset, all of it to train on")
+    for flag, extent in (("--data-path", "cut by --split"), ("--train-data-path", "all of it to train on")):
+        data.add_argument(
+            flag, nargs="+", metavar="PREFIX", help=f"the dataset, {extent}; several are ordered together"
+        )
     data.add_argument("--split", default=DataConfig.split, help="shares of training, validation and test")
     data.add_argument("--seq-length", type=int, required=True, help="tokens in a sample")
     data.add_argument("--dataset-packing", choices=("stream", "documents"), default="stream", help="what a sample is")
@@ -71,7 +79,8 @@ def _add_method_flags(parser: CommandParser) -> None:
         nargs="+",
         default=[],
         metavar="FROM-TO:TOKENS",
-        help="percentiles of difficulty and tokens of each stage; FROM-TO+FROM-TO joins ranges; no sample twice",
+        help="percentiles of difficulty and tokens of each stage, FROM-TO+FROM-TO joins ranges; or datasets, as in "
+        "NAME*WEIGHT@FROM-TO,NAME*WEIGHT:TOKENS; no sample comes twice",
     )
 
 
@@ -85,36 +94,61 @@ def main(argv: list[str]) -> None:
     settings = curriculum_settings(arguments)
     from megatron_ext.data.curriculum.build import build_curriculum
 
-    store, view = training_part(arguments)
-    trace = build_curriculum(store, view.target, arguments.score, settings, arguments.output)
+    parts = training_parts(arguments)
+    trace = build_curriculum(
+        [(store, view.target) for store, view in parts], arguments.score, settings, arguments.output
+    )
     print(
-        f"{arguments.output}: {trace.num_places:,} of {len(view):,} samples of {view.seq_length} tokens, "
+        f"{arguments.output}: {trace.num_places:,} of {sum(len(view) for _, view in parts):,} samples of "
+        f"{arguments.seq_length} tokens, "
         f"{settings.method} by {arguments.score}{' from hard to easy' if settings.reverse else ''}"
     )
     if arguments.plot is not None:
         from megatron_ext.data.curriculum.picture import draw
 
-        title = f"{arguments.output.name}: {Path(store.prefix).name} {settings.method}, {trace.num_places:,} samples"
-        draw(trace, arguments.plot, title, arguments.score)
-        print(f"{arguments.plot}: difficulty against position")
+        what = trace.source_names[0] if len(parts) == 1 else f"{len(parts)} datasets"
+        draw(
+            trace,
+            arguments.plot,
+            f"{arguments.output.name}: {what} {settings.method}, {trace.num_places:,} samples",
+            arguments.score,
+        )
+        print(
+            f"{arguments.plot}: difficulty{', and share of each dataset,' if len(parts) > 1 else ''} against position"
+        )
 
 
-def training_part(arguments: Any) -> tuple[IndexedDataset, OrderedView]:
-    """The dataset and the view of its training part, as a run with these flags makes it.
+def training_parts(arguments: Any) -> list[tuple[IndexedDataset, OrderedView]]:
+    """Each dataset and the view of its training part, as a run with these flags makes it.
 
     Raises:
-        DataError: a dataset is not named, missing or damaged, or its training part has no sample.
+        DataError: no dataset is named, weights are given, a dataset is missing or damaged, or its training part has
+            no sample.
     """
-    from megatron_ext.data.document_samples import DocumentView
-    from megatron_ext.data.split import Span, span_of, split_bounds
-    from megatron_ext.data.store.indexed import IndexedDataset
-    from megatron_ext.data.views import WindowView
+    from megatron_ext.data.blend import parse_blend
 
     if (arguments.data_path is None) == (arguments.train_data_path is None):
         raise DataError("the data is not named", fix="Give either --data-path or --train-data-path")
     if arguments.seq_length < 1:
         raise ConfigError(f"--seq-length {arguments.seq_length} cannot be used", "A sample has at least 1 token")
-    store = IndexedDataset(arguments.data_path or arguments.train_data_path)
+    flag = "--train-data-path" if arguments.data_path is None else "--data-path"
+    prefixes, weights = parse_blend(arguments.data_path or arguments.train_data_path, flag)
+    if len(prefixes) > 1 and weights is not None:
+        raise DataError(
+            f"{flag} gives weights of datasets",
+            "An order says which sample comes when, and with it the share of every dataset",
+            f"Give {flag} {' '.join(prefixes)} without weights; --method staged takes some in --stages",
+        )
+    return [_training_part(prefix, arguments) for prefix in prefixes]
+
+
+def _training_part(prefix: str, arguments: Any) -> tuple[IndexedDataset, OrderedView]:
+    from megatron_ext.data.document_samples import DocumentView
+    from megatron_ext.data.split import Span, span_of, split_bounds
+    from megatron_ext.data.store.indexed import IndexedDataset
+    from megatron_ext.data.views import WindowView
+
+    store = IndexedDataset(prefix)
     store.check_structure()  # every length is read anyway
     span = Span(0, store.num_sequences)
     if arguments.data_path is not None:

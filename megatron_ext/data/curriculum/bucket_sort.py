@@ -6,7 +6,8 @@ range, which is 2^20 samples or 1/256 of them, whatever is more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,22 @@ def sorted_samples(keys: KeyFile, folder: Path, largest_range: int | None = None
                 continue
             for first in range(begin, end, largest):  # samples with one and the same key, which arrived in order
                 yield _low_halves(buckets.read(first, min(first + largest, end)))
+
+
+def sorted_apart(keys: KeyFile, starts: Sequence[int], folder: Path) -> Iterator[Int64Array]:
+    """The samples of each dataset as `sorted_samples` sorts them, one dataset after the other: int64 `[n]`.
+
+    Args:
+        keys: a key for each sample.
+        starts: the first sample of each dataset, and last the number of all samples.
+        folder: where the temporary files of one dataset lie, 12 bytes per sample.
+    """
+    for begin, end in pairwise(starts):
+        with KeyFile(folder) as own:
+            for _, block in keys.blocks(begin, end):
+                own.append(block)
+            for samples in sorted_samples(own, folder):
+                yield begin + samples
 
 
 def refuse_too_many(samples: int) -> None:

@@ -20,11 +20,13 @@ class Phase:
         ranges: (first, last) ranks it draws from, last excluded; they may overlap, also with those of other phases.
         count: samples it draws.
         name: what messages call it.
+        mixed: its samples are given among those of the phase before, all of them shuffled together.
     """
 
     ranges: tuple[tuple[int, int], ...]
     count: int
     name: str = ""
+    mixed: bool = False
 
 
 class PhasedOrder:
@@ -55,29 +57,34 @@ class PhasedOrder:
             inside = self._parts_of(phase)
             drawn[inside, index] = _shares(left[inside], phase, index, seed)
             left -= drawn[:, index]
-        self._counts = drawn.sum(axis=0)
-        self._starts = np.cumsum(self._counts) - self._counts
-        self.num_places = int(self._counts.sum())
+        counts = drawn.sum(axis=0)
+        self.num_places = int(counts.sum())
+        before = np.cumsum(counts) - counts
+        begins_one = [not index or not phase.mixed for index, phase in enumerate(phases)]
+        self._starts = np.append(before[begins_one], self.num_places)  # places before each mixture of phases
+        # the mixture of each phase, and one more for what no phase draws
+        self._mixtures = np.append(np.cumsum(begins_one) - 1, len(self._starts) - 1)
         self._ends = np.cumsum(drawn, axis=1)
-        # added to a place in the shuffle of a part, it is the place among all that the phase draws
-        self._offsets = (np.cumsum(drawn, axis=0) - drawn) - (self._ends - drawn)
+        # added to a place in the shuffle of a part, it is the place among all of the mixture
+        in_phase = (np.cumsum(drawn, axis=0) - drawn) - (self._ends - drawn)
+        self._offsets = in_phase + (before - self._starts[self._mixtures[:-1]])
 
     def places(self, ranks: Int64Array) -> Int64Array:
         """Places int64 `[k]` of `ranks` int64 `[k]`; -1 for what no phase draws."""
         places = np.full(len(ranks), -1, np.int64)
-        phases = np.full(len(ranks), len(self._counts), np.int64)
+        mixtures = np.empty(len(ranks), np.int64)
         parts = np.searchsorted(self._edges, ranks, side="right") - 1
         for part, here in groups(parts, len(self._ends)):
             first, last = int(self._edges[part]), int(self._edges[part + 1])
             in_part = shuffled(ranks[here] - first, last - first, self._seed, "part", first, last)
             phase = np.searchsorted(self._ends[part], in_part, side="right")
-            phases[here] = phase
-            drawn = phase < len(self._counts)
+            mixtures[here] = self._mixtures[phase]
+            drawn = phase < self._ends.shape[1]
             places[here[drawn]] = in_part[drawn] + self._offsets[part, phase[drawn]]
-        for index, here in groups(phases, len(self._counts) + 1):
-            if index < len(self._counts):
-                in_phase = shuffled(places[here], int(self._counts[index]), self._seed, "phase", index)
-                places[here] = self._starts[index] + in_phase
+        for index, here in groups(mixtures, len(self._starts)):
+            if index < len(self._starts) - 1:
+                first, last = int(self._starts[index]), int(self._starts[index + 1])
+                places[here] = first + shuffled(places[here], last - first, self._seed, "phase", index)
         return places
 
     def _parts_of(self, phase: Phase) -> Int64Array:

@@ -15,6 +15,7 @@ from megatron_ext.data.curriculum.orders import (
 )
 from megatron_ext.data.curriculum.pacing import Pacing, paced_phases
 from megatron_ext.data.curriculum.phases import PhasedOrder
+from megatron_ext.data.curriculum.sample_space import SampleSpace
 from megatron_ext.data.curriculum.stages import Stage, stage_phases
 from megatron_ext.errors import ConfigError
 
@@ -45,16 +46,27 @@ class CurriculumSettings:
     pacing: Pacing = field(default_factory=Pacing)
     stages: tuple[Stage, ...] = ()
 
-    def order(self, num_samples: int, seq_length: int) -> CurriculumOrder:
-        """The order of so many samples of so many tokens.
+    @property
+    def ranks_datasets_apart(self) -> bool:
+        """Whether the ranks of an order are those inside each dataset, one dataset after the other."""
+        return self.method == "staged" and any(stage.shares for stage in self.stages)
+
+    def order(self, space: SampleSpace) -> CurriculumOrder:
+        """The order of these samples.
 
         Raises:
             MegatronExtError: a number does not fit the method or the samples.
         """
-        order: CurriculumOrder = self._method(num_samples, seq_length)
-        if self.jitter_buckets:
-            return JitteredOrder(order, num_samples, self.jitter_buckets, self.seed)
-        return order
+        order: CurriculumOrder = self._method(space)
+        if not self.jitter_buckets:
+            return order
+        if self.ranks_datasets_apart:
+            raise ConfigError(
+                f"--jitter-buckets {self.jitter_buckets} has no meaning beside stages that name datasets",
+                "Every stage is shuffled as a whole",
+                "Leave it out",
+            )
+        return JitteredOrder(order, space.num_samples, self.jitter_buckets, self.seed)
 
     def described(self) -> dict[str, Any]:
         """The settings that count for this method, as plain values for the header of an order file."""
@@ -72,7 +84,8 @@ class CurriculumSettings:
             "seed": self.seed,
         }
 
-    def _method(self, num_samples: int, seq_length: int) -> CurriculumOrder:
+    def _method(self, space: SampleSpace) -> CurriculumOrder:
+        num_samples = space.num_samples
         if self.method == "sorted":
             return SortedOrder(num_samples)
         if self.method == "warmup":
@@ -85,4 +98,4 @@ class CurriculumSettings:
             raise ConfigError(f"--method {self.method} does not exist", f"It is one of {', '.join(METHODS)}")
         if not self.stages:
             raise ConfigError("--method staged has no stages", fix="Give --stages, for example 0-30:2e9 20-100:8e9")
-        return PhasedOrder(stage_phases(self.stages, num_samples, seq_length), num_samples, self.seed)
+        return PhasedOrder(stage_phases(self.stages, space), num_samples, self.seed)

@@ -71,11 +71,12 @@ class KeyFile:
         self._largest = max(self._largest, int(keys.max()))
         self._count += len(keys)
 
-    def blocks(self) -> Iterator[tuple[int, NDArray[np.uint32]]]:
-        """(number of the first sample, keys uint32 `[n]`), all of them in order."""
-        self._stream.seek(0)
-        for first in range(0, self._count, _BLOCK):
-            content = self._stream.read(4 * min(_BLOCK, self._count - first))
+    def blocks(self, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+        """(number of the first sample, keys uint32 `[n]`) of samples begin .. end-1, else of all, in order."""
+        end = self._count if end is None else end
+        self._stream.seek(4 * begin)
+        for first in range(begin, end, _BLOCK):
+            content = self._stream.read(4 * min(_BLOCK, end - first))
             yield first, np.frombuffer(content, np.uint32)
 
     def of(self, samples: Int64Array) -> NDArray[np.uint32]:

@@ -15,12 +15,16 @@ from tests.unit.data.small import TOKENIZER, data_config, make_dataset
 from tools import build_curriculum
 
 
-@pytest.fixture
-def prefix(tmp_path: Path) -> str:
-    prefix = make_dataset(tmp_path, count=200)
-    scores = np.random.default_rng(0).normal(size=IndexedDataset(prefix).num_documents)
+def scored(folder: Path, name: str, seed: int) -> str:
+    prefix = make_dataset(folder, name, seed, count=200)
+    scores = np.random.default_rng(seed).normal(size=IndexedDataset(prefix).num_documents)
     write_scores(prefix, "made_up", [scores], {})
     return prefix
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> str:
+    return scored(tmp_path, "data", 0)
 
 
 def build(prefix: str, tmp_path: Path, *words: object) -> None:
@@ -28,8 +32,8 @@ def build(prefix: str, tmp_path: Path, *words: object) -> None:
     build_curriculum.main([str(word) for word in (*fixed, *words)])
 
 
-def train_view(prefix: str, tmp_path: Path, seq_length: int = 8, **data: object):
-    config = data_config(data_path=[prefix], dataset_order=str(tmp_path / "x.order"), **data)
+def train_view(prefix: str, tmp_path: Path, seq_length: int = 8, others: tuple[str, ...] = (), **data: object):
+    config = data_config(data_path=[prefix, *others], dataset_order=str(tmp_path / "x.order"), **data)
     return build_datasets(DatasetRequest(config, TOKENIZER, seq_length, (10, 5, 0), 1)).train
 
 
@@ -50,6 +54,52 @@ def test_training_takes_the_file_with_the_same_flags(words: list, data: dict, pr
     assert sorted(view.sample_ids(0, len(view)).tolist()) == list(range(len(view)))
     assert f"{len(view)} of {len(view)} samples" in capsys.readouterr().out
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+STAGES = ["general*3@0-50,finance*1:1600", "general*1,2*1@20-100:800"]
+
+
+@pytest.mark.parametrize(
+    ("method", "given_out"),
+    [(["paced"], None), (["sorted", "--reverse"], None), (["staged", "--stages", *STAGES], 300)],
+)
+def test_several_datasets_are_ordered_together(
+    method: list[str], given_out: int | None, tmp_path: Path, monkeypatch, capsys
+):
+    general, finance = scored(tmp_path, "general", 0), scored(tmp_path, "finance", 1)
+    words = ["--data-path", general, finance, "--split", "80,10,10", "--method", *method]
+    words += ["--plot", tmp_path / "x.png"] if given_out else []
+    build("unused", tmp_path, *words)
+    view = train_view(general, tmp_path, others=(finance,))
+    ids = view.sample_ids(0, given_out or len(view))
+    assert len(set(ids.tolist())) == len(ids)
+    out = capsys.readouterr().out
+    assert f"{len(ids)} of {len(view)} samples" in out and ("share of each dataset" in out) == bool(given_out)
+    if given_out:
+        sources = view.sources_of(ids)
+        assert [int(part.sum()) for part in np.split(sources, [200])] == [50, 50]
+    with pytest.raises(DataError, match="identity of dataset 1 of 2"):
+        train_view(finance, tmp_path, others=(general,))
+    with pytest.raises(DataError, match="number of datasets is 2"):
+        train_view(general, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["3", "general", "1", "finance"], "--data-path gives weights of datasets.*--stages"),
+        (["3", "general", "finance"], "cannot be read"),
+        (["general", "absent"], "absent"),
+        (["general", "unscored"], r"no scores .*unscored\.made_up"),
+        (["general", "general", "--method", "staged", "--stages", "general*1:80"], "may be dataset 1 or 2"),
+    ],
+)
+def test_datasets_that_cannot_be_ordered_together_are_refused(words: list[str], message: str, tmp_path: Path):
+    made = {name: scored(tmp_path, name, seed) for seed, name in enumerate(("general", "finance"))}
+    made["unscored"] = make_dataset(tmp_path, "unscored", 3)
+    with pytest.raises(MegatronExtError, match=message):
+        build("unused", tmp_path, "--method", "sorted", "--data-path", *(made.get(word, word) for word in words))
+    assert not list(tmp_path.glob("x.order*"))
 
 
 def test_training_refuses_it_with_another_split_length_or_dataset(prefix: str, tmp_path: Path):
@@ -78,7 +128,9 @@ def test_training_refuses_it_with_another_split_length_or_dataset(prefix: str, t
         (["--method", "warmup", "--warmup-share", "1"], "--warmup-share"),
         (["--method", "paced", "--pacing", "list", "--points", "0"], "--points 0 cannot be read"),
         (["--method", "staged", "--stages", "0-50:1e9"], "asks for 125000000 samples"),
-        (["--method", "staged", "--stages", "0-50"], "FROM-TO:TOKENS"),
+        (["--method", "staged", "--stages", "0-50"], "RANGES:TOKENS"),
+        (["--method", "staged", "--stages", "data*-1:80"], "weight of data"),
+        (["--method", "staged", "--stages", "data*1:80", "--jitter-buckets", "2"], "--jitter-buckets 2"),
         (["--method", "sorted", "--output", "absent_folder/x.order"], "absent_folder"),
     ],
 )

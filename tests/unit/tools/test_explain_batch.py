@@ -8,11 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_ext.data.datasets import DatasetRequest, build_datasets
+from megatron_ext.data.joined_view import JoinedView
+from megatron_ext.data.order_file import write_order_file
+from megatron_ext.data.split import span_of, split_bounds
 from megatron_ext.data.store.indexed import IndexedDataset
+from megatron_ext.data.views import WindowView
 from megatron_ext.errors import ConfigError, MegatronExtError
+from megatron_ext.training.metrics import MetricsFile
+from megatron_ext.training.source_losses import Decision
 from tests.distributed.tiny import COMMON, MODELS, write_dataset
 from tests.unit.data.described import Record, write_run
 from tests.unit.data.small import TOKENIZER, data_config, make_dataset
@@ -29,6 +36,15 @@ def explained(capsys, words: str) -> str:
 
 def ids_of(capsys, words: str) -> list[int]:
     return json.loads(explained(capsys, f"{words} --json").splitlines()[-1])["sample_ids"]
+
+
+def shuffled_order(prefixes: list[str], path: Path, seq_length: int, split: str) -> Path:
+    """Write an order file over the training parts of several datasets."""
+    bounds = split_bounds(split)[0]
+    stores = [IndexedDataset(prefix) for prefix in prefixes]
+    view = JoinedView([WindowView(store, span_of(bounds, store.num_sequences), seq_length) for store in stores])
+    write_order_file(path, np.random.default_rng(0).permutation(len(view)), view.target, {})
+    return path
 
 
 @pytest.mark.parametrize("order", ["permuted", "sequential", "megatron"])
@@ -54,6 +70,51 @@ def test_documents_are_shown_with_their_file_and_text(tmp_path: Path, capsys):
     assert f"document 0, tokens 0 to 3 of 4, from {path}\n  3 4 5<eod>\n" in out
     assert "document 1, tokens 0 to 0 of 4" in out
     assert "  3 4 ...\n" in explained(capsys, f"{words} --max-tokens 2")
+
+
+def test_an_order_over_several_datasets_tells_the_dataset_of_every_sample(tmp_path: Path, capsys):
+    prefixes = [make_dataset(tmp_path, name, seed) for seed, name in enumerate(("first", "second"))]
+    path = shuffled_order(prefixes, tmp_path / "x.order", seq_length=8, split="9,1")
+    words = f"--data-path {' '.join(prefixes)} --split 9,1 --seq-length 8 --dataset-order {path} {NULL}"
+    config = data_config(data_path=prefixes, dataset_order=str(path), split="9,1")
+    view = build_datasets(DatasetRequest(config, TOKENIZER, 8, (40, 0, 0), 7)).train
+    wanted = view.sample_ids(8, 8)
+    assert ids_of(capsys, f"{words} --global-batch-size 8 --step 2") == wanted.tolist()
+    shown = explained(capsys, f"{words} --global-batch-size 8 --step 2").split("--- sample ")[1:]
+    assert {int(source) for source in view.sources_of(wanted)} == {0, 1}
+    for text, sample, source in zip(shown, wanted.tolist(), view.sources_of(wanted).tolist(), strict=True):
+        assert text.startswith(f"{sample} at place ") and f"\n{prefixes[source]} document " in text
+        assert prefixes[1 - source] not in text
+        read = " ".join(line for line in text.splitlines() if line.startswith("  ")).split()
+        assert read == [str(token) for token in view[sample].tolist()]
+
+
+def test_what_a_run_decided_about_its_weights_is_followed(tmp_path: Path, capsys):
+    """Up to the step that is asked for; steps whose weights the run has not found yet are refused."""
+    prefixes = [make_dataset(tmp_path, name, seed) for seed, name in enumerate(("first", "second"))]
+    run = tmp_path / "run"
+    words = (
+        f"--data-path 1 {prefixes[0]} 1 {prefixes[1]} --split 1 --seq-length 8 {NULL} --global-batch-size 4 "
+        f"--blend-reweight-interval 3 --save {run}"
+    )
+    config = data_config(data_path=["1", prefixes[0], "1", prefixes[1]], split="1")
+    view = build_datasets(DatasetRequest(config, TOKENIZER, 8, (64, 0, 0), 1234)).train
+    for step, message in ((4, "losses up to step 3"), (99, "losses up to step 96")):
+        with pytest.raises(ConfigError, match=message):
+            explain_batch.main(f"{words} --step {step}".split())
+    decisions = [Decision(3, 12, (0.1, 0.9), (1.0, 2.0)), Decision(6, 24, (0.8, 0.2), (3.0, 2.0))]
+    weights = MetricsFile(run / "blend_weights.jsonl", 0)
+    for decision in decisions:
+        weights.append(decision.to_record())
+        view.reweight(decision.consumed_samples, decision.weights)
+    for step in (1, 3, 4, 6, 7, 9):
+        assert ids_of(capsys, f"{words} --step {step}") == view.sample_ids(4 * (step - 1), 4).tolist(), step
+    with pytest.raises(ConfigError, match=r"losses up to step 9.*does not have them yet"):
+        explain_batch.main(f"{words} --step 10".split())
+    with pytest.raises(ConfigError, match="for other datasets"):
+        explain_batch.main(
+            f"--data-path {prefixes[0]} --seq-length 8 {NULL} --global-batch-size 4 --save {run} --step 7".split()
+        )
 
 
 @pytest.mark.parametrize(
@@ -85,8 +146,14 @@ def test_a_folder_without_settings_is_refused(tmp_path: Path):
 @pytest.mark.dist
 @pytest.mark.parametrize(("processes", "micro_batch", "workers"), [(1, 4, 0), (2, 1, 2)])
 def test_a_real_run_reads_what_is_told(processes: int, micro_batch: int, workers: int, tmp_path: Path, capsys):
-    write_dataset(tmp_path / "data")
-    flags = f"--data-path {tmp_path / 'data'} --eval-iters 0 --global-batch-size 4 --num-workers {workers}"
+    """One dataset in the order that is a formula, and two under one order file."""
+    prefixes = [str(tmp_path / f"data{index}") for index in range(processes)]
+    for seed, prefix in enumerate(prefixes):
+        write_dataset(Path(prefix), seed=seed)
+    flags = f"--data-path {' '.join(prefixes)} --eval-iters 0 --global-batch-size 4 --num-workers {workers}"
+    if len(prefixes) > 1:
+        order = shuffled_order(prefixes, tmp_path / "x.order", seq_length=32, split="90,10,0")
+        flags += f" --dataset-order {order}"
     words = f"{COMMON} {MODELS['rope']} {flags} --micro-batch-size {micro_batch} --save {tmp_path / 'run'}"
     words += " --train-iters 3 --lr-warmup-iters 0"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

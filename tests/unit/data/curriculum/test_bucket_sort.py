@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ext.data.curriculum import bucket_sort, sort_keys
-from megatron_ext.data.curriculum.bucket_sort import MAX_SAMPLES, placed, refuse_too_many, sorted_samples
+from megatron_ext.data.curriculum.bucket_sort import MAX_SAMPLES, placed, refuse_too_many, sorted_apart, sorted_samples
 from megatron_ext.data.curriculum.sort_keys import KeyFile
 from megatron_ext.errors import DataError
 
@@ -33,6 +34,18 @@ def test_it_is_a_stable_sort(kind: str, largest_range: int, tmp_path: Path, monk
         samples = np.concatenate(list(sorted_samples(file, tmp_path, largest_range)))
     assert np.array_equal(samples, np.argsort(keys, kind="stable"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("block", [7, 1 << 20])
+def test_datasets_are_sorted_one_after_the_other(block: int, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(sort_keys, "_BLOCK", block)
+    keys, starts = np.random.default_rng(0).integers(0, 9, 60).astype(np.uint32), (0, 20, 21, 60)
+    with KeyFile(tmp_path) as file:
+        file.append(keys)
+        samples = np.concatenate(list(sorted_apart(file, starts, tmp_path)))
+        assert np.array_equal(file.of(samples), keys[samples])  # the file is as before
+    wanted = [first + np.argsort(keys[first:last], kind="stable") for first, last in pairwise(starts)]
+    assert np.array_equal(samples, np.concatenate(wanted))
 
 
 @given(st.permutations(range(12)), st.integers(0, 1000))

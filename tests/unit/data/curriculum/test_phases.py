@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -56,6 +58,36 @@ def test_every_part_of_a_range_gives_the_same_share():
     easy = sum(rank < 5000 for rank in second)
     assert abs(easy - 3000 * 4000 / 9000) <= 1
     assert abs(np.corrcoef(np.arange(3000), second)[0, 1]) < 0.08
+
+
+@given(st.lists(st.tuples(RANGES, st.integers(0, 6), st.booleans()), min_size=1, max_size=6), st.integers(0, 3))
+def test_mixed_phases_draw_as_alone_and_are_given_together(specification: list, seed: int):
+    phases = [Phase(tuple(ranges), count, mixed=mixed) for ranges, count, mixed in specification]
+    alone = [dataclasses.replace(phase, mixed=False) for phase in phases]
+    try:
+        apart = drawn_by_phase(PhasedOrder(alone, SAMPLES, seed), alone)
+    except DataError:
+        with pytest.raises(DataError):
+            PhasedOrder(phases, SAMPLES, seed)
+        return
+    wanted: list[set[int]] = []
+    for phase, drawn in zip(phases, apart, strict=True):
+        if phase.mixed and wanted:
+            wanted[-1] |= set(drawn)
+        else:
+            wanted.append(set(drawn))
+    mixtures = [Phase((), len(drawn)) for drawn in wanted]
+    found = drawn_by_phase(PhasedOrder(phases, SAMPLES, seed), mixtures)
+    assert [set(drawn) for drawn in found] == wanted
+
+
+def test_a_mixture_is_shuffled_evenly():
+    phases = [Phase(((0, 9000),), 3000), Phase(((9000, 10_000),), 1000, mixed=True)]
+    places = PhasedOrder(phases, 10_000, 0).places(np.arange(10_000))
+    rare = np.sort(places[9000:])
+    counts = np.histogram(rare, 8, (0, 4000))[0]
+    assert counts.sum() == 1000 and abs(counts - 125).max() < 40
+    assert abs(np.corrcoef(np.arange(3000), places[:9000][places[:9000] >= 0])[0, 1]) < 0.08
 
 
 def test_the_seed_decides():

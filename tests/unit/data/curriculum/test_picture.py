@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from megatron_ext.data.curriculum.build import Trace
-from megatron_ext.data.curriculum.picture import bands, draw, shares
+from megatron_ext.data.curriculum.picture import bands, draw, shares, source_shares
 from megatron_ext.errors import DataError
 
 
-def trace_of(difficulties: np.ndarray, stride: int = 1) -> Trace:
+def trace_of(
+    difficulties: np.ndarray, stride: int = 1, sources: np.ndarray | None = None, names: tuple[str, ...] = ("data",)
+) -> Trace:
     places = np.arange(len(difficulties)) * stride
-    return Trace(places, difficulties.astype(np.float32), len(difficulties) * stride)
+    sources = np.zeros(len(difficulties), np.int64) if sources is None else sources
+    return Trace(places, difficulties.astype(np.float32), sources, names, len(difficulties) * stride)
 
 
 def test_bands_hold_mean_and_percentiles_of_each_stretch():
@@ -31,6 +34,31 @@ def test_shares_of_a_sorted_order_are_steps_and_of_a_shuffled_one_equal():
     assert limits[0] == 0 and limits[-1] == 1999
     _, parts, _ = shares(trace_of(np.random.default_rng(0).permutation(sorted_order)))
     assert np.abs(parts.mean(axis=0) - 0.1).max() < 0.01
+
+
+def test_shares_of_sources_are_counted_in_each_stretch():
+    sources = np.concatenate([np.zeros(1000, int), np.tile([1, 1, 1, 0], 250)])
+    edges, parts, names = source_shares(trace_of(np.arange(2000.0), 5, sources, ("data", "data")))
+    assert names == ["1 data", "2 data"] and edges.tolist() == [50.0 * i for i in range(201)]
+    assert (parts[:100] == [1, 0]).all() and (abs(parts[100:] - [0.25, 0.75]) < 0.051).all()
+
+
+def test_many_sources_are_drawn_as_the_largest_and_the_others():
+    sources = np.random.default_rng(0).permutation(np.repeat(np.arange(30), np.arange(30)))
+    _, parts, names = source_shares(trace_of(np.zeros(len(sources)), sources=sources, names=tuple(map(str, range(30)))))
+    assert names == [*map(str, range(29, 20, -1)), "21 others"] and np.allclose(parts.sum(axis=1), 1)
+    _, parts, names = source_shares(trace_of(np.zeros(9), sources=np.zeros(9, int), names=("a", "b")))
+    assert names == ["a", "b"] and (parts == [1, 0]).all()
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_several_datasets_have_a_panel_of_their_own(count: int, tmp_path: Path):
+    sources = np.arange(500) % count
+    for names in (("data",) * count, ("data",)):
+        trace = trace_of(np.arange(500.0), sources=sources if len(names) > 1 else None, names=names)
+        draw(trace, tmp_path / f"{len(names)}.png", "title", "made up")
+    heights = [int.from_bytes((tmp_path / f"{n}.png").read_bytes()[20:24], "big") for n in (1, count)]
+    assert heights == [850, 1275]
 
 
 @pytest.mark.parametrize("difficulties", [[1.0], [2.0] * 500, [0.0, 1.0] * 300, list(range(205))])
