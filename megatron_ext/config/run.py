@@ -15,6 +15,7 @@ from megatron_ext.config.sections.model import ModelConfig
 from megatron_ext.config.sections.optim import OptimConfig
 from megatron_ext.config.sections.parallel import ParallelConfig
 from megatron_ext.config.sections.train import TrainConfig
+from megatron_ext.config.seq_length_warmup import length_after, parse_length_stage
 from megatron_ext.errors import ConfigError
 
 SECTIONS: dict[str, type[Section]] = {
@@ -118,6 +119,15 @@ class RunConfig:
             return self.global_batch_size
         samples_per_increment = ramp_samples / ((self.global_batch_size - start) // increment)
         return min(self.global_batch_size, start + int(consumed_samples / samples_per_increment) * increment)
+
+    def seq_length_at(self, consumed_samples: int) -> int:
+        """Length of the sequences that samples are cut into in the step that starts after `consumed_samples`, tokens.
+
+        --seq-length but for --seq-length-warmup, whose stages go by the tokens consumed at the beginning of a step.
+        """
+        whole = self.train.seq_length or 0
+        stages = [parse_length_stage(word) for word in self.train.seq_length_warmup or ()]
+        return length_after(stages, consumed_samples * whole) or whole
 
     def num_microbatches_at(self, consumed_samples: int) -> int:
         """Micro-batches of each data-parallel rank in the step that starts after `consumed_samples`."""

@@ -14,6 +14,9 @@ from megatron_ext.data.store.loss_mask import LEARNED_AS_EOD, NOT_LEARNED
 from megatron_ext.data.views import Rows, View
 from megatron_ext.native_numpy import Int64Array
 
+Planned = tuple[Int64Array, int | None]
+"""Sample ids of a micro-batch, int64 `[b]`, and the length of the sequences to cut them into."""
+
 
 @dataclass(frozen=True)
 class LoaderConfig:
@@ -29,6 +32,8 @@ class LoaderConfig:
         reset_position_ids: positions begin again after each `eod_id`.
         document_starts: say for each token where its document begins, for attention that needs to know.
         record: told the sample ids of every micro-batch as it is handed out, not as it is read ahead.
+        seq_length: consumed samples -> length of the sequences that the samples of the next global batch are cut
+            into, a pure function, asked ahead of time; None leaves samples whole.
     """
 
     micro_batch_size: int
@@ -40,13 +45,15 @@ class LoaderConfig:
     reset_position_ids: bool = False
     document_starts: bool = False
     record: Callable[[list[int]], None] | None = None
+    seq_length: Callable[[int], int] | None = None
 
 
 class MicroBatches:
     """Endless iterator over this rank's micro-batches, from one sample of the stream on. Rank-local.
 
     Each item: tokens int64 `[b, s]`, labels int64 `[b, s]`, loss_mask float32 `[b, s]`, position_ids int64 `[b, s]`,
-    document_starts int64 `[b, s]` where asked for, and sources int64 `[b]` where the view has more than one.
+    document_starts int64 `[b, s]` where asked for, and sources int64 `[b]` where the view has more than one. Samples
+    that are cut into n sequences give rows `[b * n, s / n]`, those of one sample after each other, and `[b]` sources.
 
     Args:
         view: the samples.
@@ -61,7 +68,7 @@ class MicroBatches:
     ) -> None:
         self._config = config
         self._view = view
-        self._ahead: deque[Int64Array] = deque()  # ids of the micro-batches that are being read
+        self._ahead: deque[Planned] = deque()  # the micro-batches that are being read
         self._loader: DataLoader | None = DataLoader(
             _MicroBatchSamples(view),
             batch_sampler=_Batches(view, start_sample, global_batch_size, config, self._ahead),  # type: ignore[arg-type]
@@ -86,10 +93,11 @@ class MicroBatches:
         if self._rows is None:
             self._rows = iter(self._loader)
         rows, mask = next(self._rows)
-        ids = self._ahead.popleft()
+        ids, seq_length = self._ahead.popleft()
         if self._config.record is not None:
             self._config.record(ids.tolist())
-        batch = to_batch(torch.from_numpy(rows), self._config, None if mask is None else torch.from_numpy(mask))
+        learned = None if mask is None else torch.from_numpy(mask)
+        batch = to_batch(torch.from_numpy(rows), self._config, learned, seq_length)
         if len(self._view.source_names) > 1:
             batch["sources"] = torch.from_numpy(self._view.sources_of(ids))
         return batch
@@ -103,36 +111,50 @@ class MicroBatches:
         self._loader = None
 
 
-def to_batch(rows: torch.Tensor, config: LoaderConfig, learned: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+def to_batch(
+    rows: torch.Tensor, config: LoaderConfig, learned: torch.Tensor | None = None, seq_length: int | None = None
+) -> dict[str, torch.Tensor]:
     """Tokens, labels, loss mask and positions of a micro-batch.
 
     Position j predicts token j + 1, so what the data says about learning token j + 1 decides the weight of position
     j, and `eod_mask_loss` (which goes by the input token) only takes weight away. Where LEARNED_AS_EOD stands the
     label is `eod_id`; the token that is read stays what it is.
 
+    Where samples are cut into n sequences, each token is predicted once as without the cut, only from less: the first
+    one of a sequence is the last label of the sequence before. Positions and documents begin again in each sequence.
+
     Args:
         rows: int64 `[b, s + 1]`.
         config: the masks wanted.
         learned: uint8 `[b, s + 1]`, codes of loss_mask.py; None when every token is learned.
+        seq_length: s / n, tokens of the sequences to cut samples into; None leaves them whole.
 
     Returns:
-        tokens, labels, position_ids int64 and loss_mask float32, all `[b, s]`; with `config.document_starts` also
-        document_starts int64 `[b, s]`, the place in the row at which each token's document begins. A document ends
-        with its `eod_id`.
+        tokens, labels, position_ids int64 and loss_mask float32, all `[b * n, s / n]`; with `config.document_starts`
+        also document_starts int64 `[b * n, s / n]`, the place in the row at which each token's document begins. A
+        document ends with its `eod_id`.
 
     Source: megatron-core 0.16.1, gpt_dataset.py, _get_ltor_masks_and_position_ids.
     """
-    tokens, labels = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+    tokens, labels = _cut(rows[:, :-1], seq_length), _cut(rows[:, 1:], seq_length)
     if learned is None:
         loss_mask = torch.ones(tokens.shape, dtype=torch.float32)
     else:
-        loss_mask = (learned[:, 1:] != NOT_LEARNED).to(torch.float32)
-        labels = _with_ends(labels, learned[:, 1:] == LEARNED_AS_EOD, config.eod_id)
+        codes = _cut(learned[:, 1:], seq_length)
+        loss_mask = (codes != NOT_LEARNED).to(torch.float32)
+        labels = _with_ends(labels, codes == LEARNED_AS_EOD, config.eod_id)
     position_ids = torch.arange(tokens.shape[1], dtype=torch.int64).expand(tokens.shape).clone()
     batch = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
     if config.eod_id is not None and (config.eod_mask_loss or config.reset_position_ids or config.document_starts):
         _apply_ends(batch, tokens == config.eod_id, config)
     return batch
+
+
+def _cut(rows: torch.Tensor, seq_length: int | None) -> torch.Tensor:
+    """`[b, s]` as `[b * n, s / n]`, contiguous; s is a multiple of `seq_length` by a rule of the configuration."""
+    if seq_length is None or seq_length == rows.shape[1]:
+        return rows.contiguous()
+    return rows.reshape(len(rows) * (rows.shape[1] // seq_length), seq_length).contiguous()
 
 
 def _apply_ends(batch: dict[str, torch.Tensor], is_eod: torch.Tensor, config: LoaderConfig) -> None:
@@ -184,7 +206,7 @@ class _Batches:
         start_sample: int,
         global_batch_size: Callable[[int], int],
         config: LoaderConfig,
-        ahead: deque[Int64Array],
+        ahead: deque[Planned],
     ) -> None:
         self._view = view
         self._ahead = ahead
@@ -197,7 +219,8 @@ class _Batches:
         while True:
             size = self._global_batch_size(consumed)
             ids = self._view.sample_ids(consumed, size)
+            seq_length = None if config.seq_length is None else config.seq_length(consumed)
             for micro in micro_batch_ids(ids, config.micro_batch_size, config.dp_rank, config.dp_size):
-                self._ahead.append(micro)
+                self._ahead.append((micro, seq_length))
                 yield micro
             consumed += size

@@ -30,10 +30,10 @@ SAME_LAYOUT = {
         "alibi",
         f"--bf16 --use-distributed-optimizer {OVERLAP} {DROPOUT}",
     ),
-    "pp2 vpp2, fp16, tied": (
+    "pp2 vpp2, fp16, tied, lengths that rise": (
         "gpt2",
         f"--fp16 --initial-loss-scale 65536 --loss-scale-window 4 {PP2} --num-virtual-stages-per-pipeline-rank 2 "
-        "--micro-batch-size 1",
+        "--micro-batch-size 1 --seq-length-warmup 8:700 16:700",
     ),
 }
 RELAYOUT = {

@@ -14,8 +14,10 @@ from tests.distributed.tiny import LAYOUTS, MODELS, TP4, write_dataset
 pytestmark = pytest.mark.dist
 
 STEPS = 50
-FEWER_STEPS = {"isolated": 20, "sharp": 20, "restarted": 20, "masked": 20}
+FEWER_STEPS = {"isolated": 20, "sharp": 20, "restarted": 20, "masked": 20, "lengthened": 20}
 RELATIVE = 1e-5
+LENGTHENED = {1: ["micro-batch 1"], 2: ["tp2 sp", "pp2 vpp2", "dp2 distopt"], 4: ["tp2 sp pp2 vpp2"]}
+"""Processes -> layouts that must know the length of a step: as slices, as messages, or not at all."""
 
 
 def cases_of(processes: int) -> dict[tuple[str, str], str]:
@@ -26,6 +28,7 @@ def cases_of(processes: int) -> dict[tuple[str, str], str]:
     cases |= {(model, name): layouts[name] for model in ("gqa", "gpt2") for name in few}
     apart = {1: ["recompute full", "recompute selective"], 2: ["tp2 sp", "pp2 vpp2"], 4: ["pp4"]}[processes]
     cases |= {("isolated", name): layouts[name] for name in apart}
+    cases |= {("lengthened", name): layouts[name] for name in LENGTHENED[processes]}
     if processes == 2:
         cases |= {("masked", "dp2 distopt"): layouts["dp2 distopt"]}
     if processes == 4:
@@ -85,7 +88,8 @@ def test_the_reference_learns(curves: Path):
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("rope", "alibi"), ("gqa", "isolated"), ("sharp", "restarted"), ("rope", "masked")]
+    ("one", "other"),
+    [("rope", "alibi"), ("gqa", "isolated"), ("sharp", "restarted"), ("rope", "masked"), ("sharp", "lengthened")],
 )
 def test_models_differ_from_each_other(curves: Path, one: str, other: str):
     """Each pair starts from the same weights; positions, cuts or masks that did nothing would show here."""

@@ -34,6 +34,9 @@ MODELS = {
     "--reset-position-ids",
     # ranks and micro-batches that learn different numbers of tokens
     "masked": f"{LLAMA} --num-attention-heads 6 --position-embedding-type rope --eod-mask-loss",
+    # steps of 128 tokens: 6 with sequences of 8, 5 of 16, then of 32
+    "lengthened": f"{LLAMA} --num-attention-heads 6 --position-embedding-type rope --init-method-std 0.2 "
+    "--seq-length-warmup 8:700 16:700",
     # Megatron-LM's defaults: LayerNorm, GELU, biases, learned positions, tied embeddings
     "gpt2": "--num-layers 4 --hidden-size 48 --num-attention-heads 6 --hidden-dropout 0 --attention-dropout 0",
 }

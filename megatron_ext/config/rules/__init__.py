@@ -5,7 +5,20 @@ A rule is a function in one of the files beside this one; `RULES` lists them all
 
 from __future__ import annotations
 
-from megatron_ext.config.rules import batch, files, layout, model, schedule
+from megatron_ext.config.rules import batch, blend, files, layout, model, schedule, seq_length
 from megatron_ext.config.rules.registry import RULES, Rule, check_rules, failures, rule
 
-__all__ = ["RULES", "Rule", "batch", "check_rules", "failures", "files", "layout", "model", "rule", "schedule"]
+__all__ = [
+    "RULES",
+    "Rule",
+    "batch",
+    "blend",
+    "check_rules",
+    "failures",
+    "files",
+    "layout",
+    "model",
+    "rule",
+    "schedule",
+    "seq_length",
+]

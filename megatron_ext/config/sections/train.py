@@ -12,6 +12,11 @@ class TrainConfig(Section):
     """Batches, length of the run, evaluation, precision, recomputation."""
 
     seq_length: int | None = knob(None, "length of a training sequence, s", unit="tokens", bounds="[1, inf)")
+    seq_length_warmup: tuple[str, ...] | None = knob(
+        None,
+        "LENGTH:TOKENS LENGTH:TOKENS ...: cut the samples of the first TOKENS tokens into sequences of LENGTH, a "
+        "divisor of --seq-length, those of the next TOKENS into longer ones, and so on; as in 512:2e9 1024:2e9",
+    )
     micro_batch_size: int | None = knob(
         None, "sequences in one forward pass of a data-parallel rank, b", unit="samples", bounds="[1, inf)"
     )

@@ -118,9 +118,10 @@ def test_all_wrong_values_are_told_at_once():
 def test_the_names_differ_from_megatron_only_where_megatron_has_none():
     ours = {s.flag for s in all_settings().values()} - set(MEGATRON_FLAGS)
     assert ours == {
-        "--allow-older-checkpoint", "--dataset-order", "--dataset-packing", "--device", "--log-sample-ids",
-            "--no-exit-signal-handler",
-        "--no-progress", "--num-threads", "--pad-last-sample", "--save-keep-last",
+        "--allow-older-checkpoint", "--blend-reference-losses", "--blend-reweight-floor", "--blend-reweight-interval",
+        "--blend-reweight-rate", "--blend-schedule", "--dataset-order", "--dataset-packing", "--device",
+        "--log-sample-ids", "--no-exit-signal-handler",
+        "--no-progress", "--num-threads", "--pad-last-sample", "--save-keep-last", "--seq-length-warmup",
     }  # fmt: skip
 
 
