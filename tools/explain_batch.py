@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     options, rest = own.parse_known_args(argv)
     run = run_of(options.run_folder, options.world_size, rest)
     tokenizer = tokenizer_of(run)
-    consumed, ids, view = step_samples(run, tokenizer, options.step)
+    consumed, ids, view = step_samples(run, tokenizer, options.step, options.run_folder or run.checkpoint.save)
     if options.json:
         print(json.dumps({"iteration": options.step, "sample_ids": ids}))
         return
@@ -90,8 +90,16 @@ def tokenizer_of(run: RunConfig) -> Tokenizer:
     return open_tokenizer(read_manifest(parse_blend(paths, "--data-path")[0][0]), TokenizerFlags())
 
 
-def step_samples(run: RunConfig, tokenizer: Tokenizer, step: int) -> tuple[int, list[int], View]:
+def step_samples(
+    run: RunConfig, tokenizer: Tokenizer, step: int, folder: Path | str | None = None
+) -> tuple[int, list[int], View]:
     """Samples consumed before a step, the sample ids of the step, and the view they belong to.
+
+    Args:
+        run: the settings of a run.
+        tokenizer: the one the data was made with.
+        step: the first is 1.
+        folder: the --save folder of the run, which keeps its decisions about the weights of a blend.
 
     Raises:
         MegatronExtError: there is no such step, or the data cannot be opened.
@@ -117,7 +125,38 @@ def step_samples(run: RunConfig, tokenizer: Tokenizer, step: int) -> tuple[int, 
     request = DatasetRequest(run.data, tokenizer, run.train.seq_length, wanted, run.train.seed)
     view = build_datasets(request).train
     assert view is not None, "a training view is asked for"
+    _decide_as_the_run(run, view, step, Path(folder) if folder else None)
     return consumed, view.sample_ids(consumed, size).tolist(), view
+
+
+def _decide_as_the_run(run: RunConfig, view: View, step: int, folder: Path | None) -> None:
+    """Let the weights of a blend change as the run decided before a step.
+
+    Raises:
+        ConfigError: the run has not come as far, or its decisions are not for this data.
+    """
+    from megatron_ext.training.blend_policy import apply_decisions, check_policy
+    from megatron_ext.training.metrics import METRICS_FILE, read_records
+    from megatron_ext.training.source_losses import WEIGHTS_FILE, Decision
+
+    check_policy(run.data, view)
+    records = read_records(folder / WEIGHTS_FILE) if folder else []
+    try:
+        decisions = [Decision.from_record(record) for record in records if record["iteration"] < step]
+    except ValueError as error:
+        raise ConfigError(f"{folder}/{WEIGHTS_FILE} cannot be read: {error}") from None
+    if not apply_decisions(view, decisions):
+        raise ConfigError(f"{folder}/{WEIGHTS_FILE} has weights for other datasets than those of the run")
+    interval = run.data.blend_reweight_interval
+    last_due = (step - 1) // interval * interval if interval else 0
+    if last_due > (decisions[-1].iteration if decisions else 0):
+        trained = read_records(folder / METRICS_FILE) if folder else []
+        if not trained or trained[-1]["iteration"] < step:
+            raise ConfigError(
+                f"step {step} is drawn by weights that follow from the losses up to step {last_due}",
+                f"{folder}/{WEIGHTS_FILE} does not have them yet" if folder else "They are kept in the --save folder",
+                "Ask again when the run has come as far" if folder else "Give --run-folder",
+            )
 
 
 def _print_documents(tokens: TokenRange, tokenizer: Any, max_tokens: int) -> None:

@@ -2,7 +2,8 @@
 
     python tools/plot_run.py RUN_DIR [--output loss.png]
 
-RUN_DIR is the --save folder of the run; metrics.jsonl and, where there, validation.jsonl are read from it.
+RUN_DIR is the --save folder of the run; metrics.jsonl and, where there, validation.jsonl are read from it. Of a blend
+sources.jsonl gives two more rows: the loss of each dataset, and its share of the samples.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from megatron_ext.errors import MegatronExtError, run_command
 from megatron_ext.training.metrics import METRICS_FILE, VALIDATION_FILE, read_records
+from megatron_ext.training.source_losses import SOURCES_FILE
 
 ROWS = (
     ("lm_loss", "loss (mean per token)"),
@@ -20,6 +22,8 @@ ROWS = (
     ("learning_rate", "learning rate"),
     ("tokens_per_s", "tokens/s"),
 )
+SOURCE_ROWS = (("loss", "loss by dataset"), ("share", "share of samples"))
+MAX_LEGEND = 12
 COLUMNS = (("iteration", "iteration"), ("consumed_tokens", "tokens trained on"))
 
 
@@ -31,7 +35,8 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     records = read_run(arguments.run_dir)
     output = arguments.output or arguments.run_dir / "loss.png"
-    draw(records, validation_points(arguments.run_dir, records), output, title=str(arguments.run_dir))
+    evaluations, sources = (points_of(arguments.run_dir / name, records) for name in (VALIDATION_FILE, SOURCES_FILE))
+    draw(records, evaluations, sources, output, title=str(arguments.run_dir))
     print(f"{output}: {len(records)} iterations up to {records[-1]['iteration']}, loss {records[-1]['lm_loss']}")
 
 
@@ -55,14 +60,19 @@ def read_run(run_dir: Path) -> list[dict[str, Any]]:
     return records
 
 
-def validation_points(run_dir: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The evaluations of the run, each with the tokens that its iteration had consumed."""
+def points_of(path: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of another file of the run, each with the tokens that its iteration had consumed."""
     tokens = {record["iteration"]: record["consumed_tokens"] for record in records}
-    evaluations = read_records(run_dir / VALIDATION_FILE)
-    return [{**e, "consumed_tokens": tokens[e["iteration"]]} for e in evaluations if e["iteration"] in tokens]
+    return [{**p, "consumed_tokens": tokens[p["iteration"]]} for p in read_records(path) if p["iteration"] in tokens]
 
 
-def draw(records: list[dict[str, Any]], evaluations: list[dict[str, Any]], output: Path, title: str) -> None:
+def draw(
+    records: list[dict[str, Any]],
+    evaluations: list[dict[str, Any]],
+    sources: list[dict[str, Any]],
+    output: Path,
+    title: str,
+) -> None:
     """Write the picture; a value that was not finite leaves a gap.
 
     Raises:
@@ -74,18 +84,23 @@ def draw(records: list[dict[str, Any]], evaluations: list[dict[str, Any]], outpu
     from matplotlib import pyplot
     from matplotlib.ticker import EngFormatter
 
-    figure, axes = pyplot.subplots(len(ROWS), len(COLUMNS), figsize=(12, 13), sharex="col", layout="constrained")
+    rows = (*ROWS, *SOURCE_ROWS) if sources else ROWS
+    size = (12, 3.25 * len(rows))
+    figure, axes = pyplot.subplots(len(rows), len(COLUMNS), figsize=size, sharex="col", layout="constrained")
     figure.suptitle(title)
-    for row, (value, value_label) in enumerate(ROWS):
+    for row, (value, value_label) in enumerate(rows):
         for column, (position, position_label) in enumerate(COLUMNS):
             axis = axes[row][column]
-            axis.plot(*_series(records, position, value), label="train", linewidth=1)
+            if row >= len(ROWS):
+                _draw_sources(axis, sources, position, value)
+            else:
+                axis.plot(*_series(records, position, value), label="train", linewidth=1)
             if value == "lm_loss" and evaluations:
                 axis.plot(*_series(evaluations, position, value), "o-", label="validation", markersize=4)
                 axis.legend()
             axis.set_ylabel(value_label)
             axis.grid(alpha=0.3)
-            if row == len(ROWS) - 1:
+            if row == len(rows) - 1:
                 axis.set_xlabel(position_label)
                 axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     try:
@@ -94,6 +109,16 @@ def draw(records: list[dict[str, Any]], evaluations: list[dict[str, Any]], outpu
         raise MegatronExtError(f"{output} cannot be written: {error}", fix="give another --output") from error
     finally:
         pyplot.close(figure)
+
+
+def _draw_sources(axis: Any, points: list[dict[str, Any]], position: str, value: str) -> None:
+    """One line per dataset; their names where there is room for them."""
+    names = [source["name"] for source in points[-1]["sources"]]
+    for place, name in enumerate(names):
+        line = [{position: point[position], value: point["sources"][place][value]} for point in points]
+        axis.plot(*_series(line, position, value), label=name, linewidth=1)
+    if len(names) <= MAX_LEGEND:
+        axis.legend(fontsize="small")
 
 
 def _series(records: list[dict[str, Any]], position: str, value: str) -> tuple[list[float], list[float]]:

@@ -27,6 +27,7 @@ class CheckpointRecord:
         optimizer_step: updates made; None when the optimizer state was not saved.
         loss_scaler: numbers of the dynamic loss scaler, if there was one.
         data: fingerprint of the training data order, to notice other data on resume.
+        sources: what the run keeps of the datasets of a blend, and what it decided about their weights; empty without.
         tokenizer_files: names of the tokenizer's files in the checkpoint's `tokenizer/` folder.
         provenance: what a model card should say; free text by name.
     """
@@ -38,6 +39,7 @@ class CheckpointRecord:
     optimizer_step: int | None = None
     loss_scaler: dict[str, float] | None = None
     data: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, Any] = field(default_factory=dict)
     tokenizer_files: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
 

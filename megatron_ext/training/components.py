@@ -49,6 +49,12 @@ class Components:
         """The model chunks without their wrapper."""
         return [chunk.module for chunk in self.chunks]
 
+    @property
+    def num_sources(self) -> int:
+        """Datasets that training samples come from, where they are told apart; 0 without a blend."""
+        view = self.datasets.train if self.datasets else None
+        return 0 if view is None or len(view.source_names) < 2 else len(view.source_names)
+
 
 def build_components(run: RunConfig, world: World, tokenizer: Tokenizer, datasets: Datasets) -> Components:
     """Build model, gradient buffers, optimizer and schedule; every rank calls it."""

@@ -16,8 +16,9 @@ def forward_step(micro_batches: Iterator[Batch] | None, model: torch.nn.Module) 
     """Run one micro-batch through `model`.
 
     Args:
-        micro_batches: yields tokens, labels, position_ids (int64 `[b, s]`), loss_mask (fp32 `[b, s]`), and
-            document_starts (int64 `[b, s]`) where attention must know documents; None on stages that read nothing.
+        micro_batches: yields tokens, labels, position_ids (int64 `[b, s]`), loss_mask (fp32 `[b, s]`),
+            document_starts (int64 `[b, s]`) where attention must know documents, and the sources of the samples
+            (int64, on the host) of a blend; None on stages that read nothing.
         model: a model chunk of this rank.
 
     Returns:
@@ -28,10 +29,12 @@ def forward_step(micro_batches: Iterator[Batch] | None, model: torch.nn.Module) 
         return model(None, None, None), _no_loss
     batch = next(micro_batches)
     output = model(batch["tokens"], batch["position_ids"], batch.get("document_starts"), labels=batch["labels"])
-    return output, functools.partial(sum_losses, batch["loss_mask"])
+    return output, functools.partial(sum_losses, batch["loss_mask"], sources=batch.get("sources"))
 
 
-def sum_losses(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def sum_losses(
+    loss_mask: Tensor, losses: Tensor, sources: Tensor | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return the summed loss, the number of tokens it counts, and both for the report.
 
     The division by the tokens of the whole global batch happens once, after all gradients are summed, so that the
@@ -40,11 +43,17 @@ def sum_losses(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[
     Args:
         loss_mask: fp32 `[b, s]`, 0 where a token is not counted.
         losses: fp32 `[b, s]`.
+        sources: int64 `[samples]`, where each sample comes from; a sample has b / samples rows. With it the report
+            also holds `sources` and, fp64 `[2, samples]`, loss and tokens of each sample.
     """
-    total = (losses * loss_mask).sum()
-    counted = loss_mask.sum()
-    report = torch.stack([total.detach(), counted])
-    return total, counted.to(torch.int), {"loss and tokens": report}
+    masked = losses * loss_mask
+    total, counted = masked.sum(), loss_mask.sum()
+    report = {"loss and tokens": torch.stack([total.detach(), counted])}
+    if sources is not None:
+        pair = torch.stack([masked.detach(), loss_mask])
+        report["sources"] = sources
+        report["loss and tokens of samples"] = pair.reshape(2, len(sources), -1).sum(-1, dtype=torch.float64)
+    return total, counted.to(torch.int), report
 
 
 def _no_loss(_: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 from megatron_ext import log
 from megatron_ext.training.batch_size import total_samples
 from megatron_ext.training.flops import model_flops_per_step, tflops_per_rank
-from megatron_ext.training.log_line import Interval, LineSettings, evaluation_lines, training_line
+from megatron_ext.training.log_line import (
+    Interval,
+    LineSettings,
+    decision_line,
+    evaluation_lines,
+    sources_line,
+    training_line,
+)
 from megatron_ext.training.metrics import (
     METRICS_FILE,
     MetricsFile,
@@ -25,6 +32,14 @@ from megatron_ext.training.metrics import (
     step_record,
 )
 from megatron_ext.training.progress import ProgressLine
+from megatron_ext.training.source_losses import (
+    SOURCES_FILE,
+    WEIGHTS_FILE,
+    Decision,
+    SourceTotals,
+    distinct_names,
+    sources_record,
+)
 from megatron_ext.training.tensorboard import TensorBoardWriter
 
 if TYPE_CHECKING:
@@ -53,6 +68,8 @@ class HookParts:
         is_logging_rank: true on the one rank that prints and writes files (the last one, as in Megatron-LM).
         evaluate: mean validation loss per token now; collective, called on every rank; None without a validation set.
         save: writes a checkpoint now; collective, called on every rank; None without --save.
+        sources: the datasets that training samples come from.
+        reweight: decides on the weights of the blend now; collective, called on every rank; None to leave them.
         sample_ids: ids of the step's global batch; collective, called on every rank; None without --log-sample-ids.
     """
 
@@ -63,10 +80,13 @@ class HookParts:
     evaluate: Callable[[TrainState], float] | None = None
     save: Callable[[TrainState], None] | None = None
     sample_ids: Callable[[], list[int]] | None = None
+    sources: tuple[str, ...] = ()
+    reweight: Callable[[TrainState], Decision] | None = None
 
     def flops(self, result: StepResult) -> int:
         """Model operations of a step over all ranks."""
-        return model_flops_per_step(self.run.model, self.vocab_rows, result.num_tokens, self.run.train.seq_length)
+        seq_length = result.seq_length or self.run.train.seq_length
+        return model_flops_per_step(self.run.model, self.vocab_rows, result.num_tokens, seq_length)
 
     def tflops_per_rank(self, result: StepResult) -> float:
         """TFLOP/s per rank of a step."""
@@ -91,6 +111,12 @@ class Outputs:
         self.evaluations = {
             split: MetricsFile(save / f"{split}.jsonl", start.iteration) for split in ("validation", "test") if save
         }
+        self.names = distinct_names(parts.sources)
+        self.sources = MetricsFile(save / SOURCES_FILE, start.iteration) if save else None
+        self.decisions = MetricsFile(save / WEIGHTS_FILE, start.iteration) if save else None
+        if self.decisions is not None and start.sources is not None:
+            for decision in start.sources.decisions:  # a folder of its own tells them too
+                self.decisions.append(decision.to_record())
         log_sample_ids = run.logging.log_sample_ids if writes else None
         self.sample_ids = MetricsFile(Path(log_sample_ids), start.iteration) if log_sample_ids else None
         tensorboard = run.logging.tensorboard_dir if writes else None
@@ -113,9 +139,27 @@ class Outputs:
         if self.tensorboard is not None:
             self.tensorboard.write_evaluation(state, lm_loss, split)
 
+    def report_sources(self, state: TrainState, totals: SourceTotals) -> None:
+        """Print shares and losses of the sources of a blend and keep them in sources.jsonl and TensorBoard."""
+        line = sources_line(self.names, totals)
+        if line is not None:
+            self.print_line(line)
+        if self.sources is not None:
+            place = {"iteration": state.iteration, "consumed_samples": state.consumed_samples}
+            self.sources.append(sources_record(place, self.names, totals))
+        if self.tensorboard is not None:
+            self.tensorboard.write_sources(state, self.names, totals)
+
+    def report_decision(self, decision: Decision) -> None:
+        """Print new weights of the blend and keep them in blend_weights.jsonl."""
+        self.print_line(decision_line(self.names, decision))
+        if self.decisions is not None:
+            self.decisions.append(decision.to_record())
+
     def close(self) -> None:
         """Finish every file; the progress line goes away."""
-        for output in (self.metrics, self.sample_ids, *self.evaluations.values(), self.tensorboard, self.progress):
+        files = (self.metrics, self.sample_ids, self.sources, self.decisions, *self.evaluations.values())
+        for output in (*files, self.tensorboard, self.progress):
             if output is not None:
                 output.close()
 
@@ -126,7 +170,7 @@ def build_hooks(parts: HookParts, outputs: Outputs) -> list[Hook]:
     if parts.is_logging_rank:
         hooks += [log_line_hook(parts, outputs), metrics_hook(parts, outputs), tensorboard_hook(parts, outputs)]
         hooks += [lambda context: outputs.progress.update(context.state, context.result)]
-    hooks += [sample_ids_hook(parts, outputs)]
+    hooks += [sources_hook(parts, outputs), reweight_hook(parts, outputs), sample_ids_hook(parts, outputs)]
     hooks += [evaluation_hook(parts, outputs), checkpoint_hook(parts), garbage_collection_hook(parts.run)]
     return [hook for hook in hooks if hook is not None]
 
@@ -155,6 +199,32 @@ def metrics_hook(parts: HookParts, outputs: Outputs) -> Hook | None:
     return lambda context: metrics.append(
         step_record(context.state, context.result, parts.tflops_per_rank(context.result))
     )
+
+
+def sources_hook(parts: HookParts, outputs: Outputs) -> Hook | None:
+    """Report shares and losses of the sources of a blend every --log-interval iterations; every rank counts anew."""
+    if len(parts.sources) < 2:
+        return None
+
+    def report(context: StepContext) -> None:
+        state = context.state
+        if state.iteration % parts.run.logging.log_interval == 0 and state.sources is not None:
+            outputs.report_sources(state, state.sources.take_report())
+
+    return report
+
+
+def reweight_hook(parts: HookParts, outputs: Outputs) -> Hook | None:
+    """Change the weights of the blend every --blend-reweight-interval iterations; collective, before the checkpoint."""
+    reweight, interval = parts.reweight, parts.run.data.blend_reweight_interval
+    if reweight is None or interval is None:
+        return None
+
+    def decide(context: StepContext) -> None:
+        if context.state.iteration % interval == 0:
+            outputs.report_decision(reweight(context.state))
+
+    return decide
 
 
 def sample_ids_hook(parts: HookParts, outputs: Outputs) -> Hook | None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from megatron_ext.training.metrics import StepResult, TrainState, perplexity
+from megatron_ext.training.source_losses import Decision, SourceTotals
+
+MAX_SOURCES = 8
+"""Sources that a console line can hold."""
 
 
 @dataclass
@@ -72,14 +77,36 @@ class LineSettings:
 def training_line(at: datetime, state: TrainState, interval: Interval, last: StepResult, settings: LineSettings) -> str:
     """The line of Megatron-LM's `training_log`, then our own fields: tokens per second and the time left.
 
+    With --seq-length-warmup the length of the last iteration's sequences stands before them.
     Loss and time are means over the interval; rate, batch size, scale and norms are those of its last iteration.
     A loss that is not a number is printed as `nan` (Megatron-LM leaves the field out).
 
     Source: Megatron-LM core_v0.19.0, megatron/training/training.py, `training_log`.
     """
-    return "".join(f"{field} |" for field in _megatron_fields(at, state, interval, last, settings)) + (
-        f" tokens per second: {interval.tokens_per_s:.1f} | ETA: {time_left(state, interval, settings)} |"
+    fields = _megatron_fields(at, state, interval, last, settings)
+    if last.seq_length is not None:
+        fields.append(f" seq length: {last.seq_length}")
+    fields.append(f" tokens per second: {interval.tokens_per_s:.1f}")
+    fields.append(f" ETA: {time_left(state, interval, settings)}")
+    return "".join(f"{field} |" for field in fields)
+
+
+def sources_line(names: Sequence[str], totals: SourceTotals) -> str | None:
+    """Share and loss of each source since the last line; None for more sources than a line can hold."""
+    if len(names) > MAX_SOURCES:
+        return None
+    return "".join(
+        f" {name}: {share:.2%} of samples, lm loss: {'none' if loss is None else _scientific(loss)} |"
+        for name, share, loss in zip(names, totals.shares, totals.losses, strict=True)
     )
+
+
+def decision_line(names: Sequence[str], decision: Decision) -> str:
+    """New weights of the blend, those of the first sources."""
+    shown = list(zip(names, decision.weights, strict=True))[:MAX_SOURCES]
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in shown)
+    more = "" if len(names) == len(shown) else f" and {len(names) - len(shown)} more"
+    return f" blend weights after iteration {decision.iteration}: {weights}{more}"
 
 
 def evaluation_lines(lm_loss: float, at: str) -> list[str]:

@@ -21,6 +21,7 @@ from megatron_ext.platform import select_platform
 from megatron_ext.tokenizer.base import Tokenizer
 from megatron_ext.tokenizer.build import build_tokenizer
 from megatron_ext.training.batch_size import total_samples
+from megatron_ext.training.blend_policy import Reweighting, check_policy
 from megatron_ext.training.components import Components, build_components
 from megatron_ext.training.evaluate import evaluate
 from megatron_ext.training.hooks import Hook, HookParts, Outputs, StepContext, build_hooks
@@ -50,6 +51,7 @@ def pretrain(resolved: Resolved, started_at: float) -> None:
     check_rules(run)  # again: only now is it known what `--device auto` means
     tokenizer = build_tokenizer(run.data.tokenizer_type, run.data.tokenizer_model, run.model.vocab_size)
     datasets = build_datasets(dataset_request(run, tokenizer))
+    check_policy(run.data, datasets.train)
     with StopSignals(run.train.exit_signal_handler) as signals, start_world(run, platform) as world:
         parts = build_components(run, world, tokenizer, datasets)
         introduce(parts, platform.name)
@@ -70,6 +72,8 @@ def train(parts: Components, state: TrainState, conditions: StopConditions) -> N
         evaluate=(lambda _: evaluate(parts)) if run.train.eval_iters and parts.datasets.valid is not None else None,
         save=save,
         sample_ids=samples.gathered if samples else None,
+        sources=parts.datasets.train.source_names,
+        reweight=Reweighting(parts) if run.data.blend_reweight_interval else None,
     )
     with closing(Outputs(hook_parts)) as outputs:
         reason = StopReason.COMPLETE
@@ -89,15 +93,21 @@ def run_steps(
     hooks: list[Hook],
     samples: StepSamples | None = None,
 ) -> StopReason:
-    """Step until any rank has a reason to stop, and return it. Collective over all ranks."""
-    next_batch_size = parts.run.global_batch_size_at
-    record, view = samples.record if samples else None, parts.datasets.train
-    with open_readers(parts, view, state.consumed_samples, next_batch_size, record) as readers:
-        while (reason := agree(conditions.vote(state))) is StopReason.NONE:
-            result = train_step(parts, state, readers)
-            state.advance(result)
-            for hook in hooks:
-                hook(StepContext(state, result))
+    """Step until any rank has a reason to stop, and return it. Collective over all ranks.
+
+    Where a hook changes the order of what comes, the readers start anew: what they have read ahead is of the old one.
+    """
+    run, view, record = parts.run, parts.datasets.train, samples.record if samples else None
+    batch_size, length, reason = run.global_batch_size_at, run.seq_length_at, StopReason.NONE
+    while reason is StopReason.NONE:
+        with open_readers(parts, view, state.consumed_samples, batch_size, record, length) as readers:
+            while (reason := agree(conditions.vote(state))) is StopReason.NONE:
+                result = train_step(parts, state, readers)
+                state.advance(result)
+                for hook in hooks:
+                    hook(StepContext(state, result))
+                if state.order_has_changed:
+                    break
     return reason
 
 

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from megatron_ext import log
 from megatron_ext.errors import MegatronExtError
+from megatron_ext.training.source_losses import SourceProgress, SourceTotals
 
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_FILE = "validation.jsonl"
@@ -26,7 +27,7 @@ class TrainState:
     `consumed_samples` names the next sample of the data order. `skipped_samples` are those of iterations whose
     update was skipped (fp16 overflow, no learned token): the learning-rate schedule does not count them, see
     `schedule_step`.
-    Counters run over the whole run, not over one start of the program.
+    Counters run over the whole run, not over one start of the program. `sources` is None without a blend.
     """
 
     iteration: int = 0
@@ -35,6 +36,7 @@ class TrainState:
     skipped_samples: int = 0
     skipped_iterations: int = 0
     nan_iterations: int = 0
+    sources: SourceProgress | None = None
 
     @property
     def schedule_step(self) -> int:
@@ -49,10 +51,19 @@ class TrainState:
         self.skipped_iterations += result.skipped
         self.skipped_samples += result.global_batch_size if result.skipped else 0
         self.nan_iterations += not math.isfinite(result.lm_loss)
+        if result.sources is not None:
+            self.sources = self.sources or SourceProgress.begin(len(result.sources))
+            self.sources.add(result.sources)
+
+    @property
+    def order_has_changed(self) -> bool:
+        """The last iteration ended with new weights of the blend, so what was read ahead is of the old order."""
+        decisions = self.sources.decisions if self.sources else []
+        return bool(decisions) and decisions[-1].consumed_samples == self.consumed_samples
 
     def to_dict(self) -> dict[str, int]:
-        """The counters by name, for a checkpoint."""
-        return dataclasses.asdict(self)
+        """The counters by name, for a checkpoint; `sources` has a place of its own there."""
+        return {name: value for name, value in vars(self).items() if name != "sources"}
 
     @classmethod
     def from_dict(cls, counters: dict[str, int]) -> TrainState:
@@ -76,6 +87,8 @@ class StepResult:
         skipped: the update was left out (fp16 overflow, or a batch without any learned token).
         params_norm: L2 norm of all parameters, with --log-params-norm.
         num_zeros: zeros among all gradients, with --log-num-zeros-in-grad.
+        sources: samples, tokens and loss of each source of a blend; None without one.
+        seq_length: length of the iteration's sequences, tokens, with --seq-length-warmup; else --seq-length.
     """
 
     lm_loss: float
@@ -88,6 +101,8 @@ class StepResult:
     skipped: bool = False
     params_norm: float | None = None
     num_zeros: int | None = None
+    seq_length: int | None = None
+    sources: SourceTotals | None = None
 
     @property
     def tokens_per_s(self) -> float:
@@ -102,6 +117,7 @@ def perplexity(lm_loss: float) -> float:
 
 def step_record(state: TrainState, result: StepResult, tflops_per_rank: float) -> dict[str, Any]:
     """The line of metrics.jsonl for the iteration that `state` has just counted."""
+    warm_up = {} if result.seq_length is None else {"seq_length": result.seq_length}
     return {
         "iteration": state.iteration,
         "consumed_samples": state.consumed_samples,
@@ -113,6 +129,7 @@ def step_record(state: TrainState, result: StepResult, tflops_per_rank: float) -
         "iteration_time_s": result.seconds,
         "tokens_per_s": result.tokens_per_s,
         "tflops_per_rank": tflops_per_rank,
+        **warm_up,
     }
 
 

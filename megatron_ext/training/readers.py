@@ -15,8 +15,9 @@ from megatron_ext.training.step import Readers
 if TYPE_CHECKING:
     from megatron_ext.data.views import View
 
-_STAY_ON_THE_HOST = {"document_starts"}
-"""Attention plans by them on the CPU; on the device every layer would have to wait for them."""
+_STAY_ON_THE_HOST = {"document_starts", "sources"}
+"""Attention plans by the first on the CPU, and on the device every layer would have to wait for them; the second go
+to the device once per step."""
 
 
 @contextmanager
@@ -26,12 +27,13 @@ def open_readers(
     start_sample: int,
     global_batch_size: Callable[[int], int],
     record: Callable[[list[int]], None] | None = None,
+    seq_length: Callable[[int], int] | None = None,
 ) -> Iterator[Readers]:
     """Yield one reader per model chunk, from `start_sample` of `view` on; close them at the end. Rank-local.
 
     Every tensor-parallel rank reads the same samples itself: a mapped file costs less than a broadcast. Chunks that
     hold neither the embedding nor the output layer read nothing, unless their attention must know documents. The first
-    chunk that reads tells `record` the sample ids of each micro-batch.
+    chunk that reads tells `record` the sample ids of each micro-batch. `seq_length` is that of `LoaderConfig`.
     """
     run, at = parts.run, parts.world.at
     reads_documents = positions_of(run).reads_documents
@@ -44,6 +46,7 @@ def open_readers(
         eod_mask_loss=run.data.eod_mask_loss,
         reset_position_ids=run.data.reset_position_ids,
         document_starts=reads_documents,
+        seq_length=seq_length,
     )
     with ExitStack() as stack:
         readers: Readers = []

@@ -15,9 +15,11 @@ from megatron_ext.checkpoint.record import CheckpointRecord
 from megatron_ext.checkpoint.save import Retention, save_checkpoint, training_tensors
 from megatron_ext.data.views import View
 from megatron_ext.errors import CheckpointError
+from megatron_ext.training.blend_policy import apply_decisions
 from megatron_ext.training.components import Components, gathered_parameters
 from megatron_ext.training.metrics import TrainState
 from megatron_ext.training.schedule import Schedule, reconcile, schedule_settings
+from megatron_ext.training.source_losses import SourceProgress, SourceTotals
 
 
 def start_state(parts: Components) -> TrainState:
@@ -39,7 +41,7 @@ def start_state(parts: Components) -> TrainState:
     if checkpoint.finetune:
         log.info(f"loaded the weights of {folder}; starting at iteration 0 (--finetune)")
         return TrainState()
-    _refuse_other_data(folder, record, parts)
+    sources = _resumed_sources(folder, record, parts)
     settings = reconcile(
         record.schedule or None,
         schedule_settings(parts.run),
@@ -48,6 +50,7 @@ def start_state(parts: Components) -> TrainState:
     )
     parts.schedule = Schedule.from_settings(settings)
     state = TrainState.from_dict(record.state)
+    state.sources = sources
     log.info(f"loaded {folder}: iteration {state.iteration}, {state.consumed_samples} samples consumed")
     return state
 
@@ -65,6 +68,7 @@ def save_state(parts: Components, state: TrainState) -> None:
         optimizer_step=optimizer_step(parts.optimizer) if keeps_optimizer else None,
         loss_scaler=scaler_state(parts.optimizer) if keeps_optimizer else None,
         data=describe_order(parts.datasets.train),
+        sources=state.sources.to_record() if state.sources else {},
         tokenizer_files=[file.name for file in parts.tokenizer.files],
         provenance={"software": f"megatron_ext {megatron_ext.__version__}"},
     )
@@ -76,18 +80,44 @@ def save_state(parts: Components, state: TrainState) -> None:
 
 
 def describe_order(view: View | None) -> dict[str, int]:
-    """Return numbers that tell one stream of training samples from another: sizes, its first ids, its first tokens."""
+    """Return numbers that tell one stream of training samples from another: sizes, data, its first ids and tokens."""
     if view is None:
         return {}
     ids = view.sample_ids(0, 256)
     tokens = b"".join(view[int(sample)].tobytes() for sample in ids[:4])
+    stores = {part.store for sample in ids for part in view.token_ranges(int(sample))}
     return {
         "tokens": view.num_tokens,
         "samples in one epoch": len(view),
         "sequence length": view.seq_length,
+        "checksum of the datasets": zlib.crc32(" ".join(sorted(store.identity for store in stores)).encode()),
         "checksum of the order": zlib.crc32(ids.tobytes()),
         "checksum of the first samples": zlib.crc32(tokens),
     }
+
+
+def _resumed_sources(folder: Path, record: CheckpointRecord, parts: Components) -> SourceProgress | None:
+    """What the run keeps of its sources; the weights it decided on hold again, before anything is read.
+
+    Raises:
+        CheckpointError: the data has another order, or the checkpoint's numbers are not for its datasets.
+    """
+    try:
+        sources = SourceProgress.from_record(record.sources) if record.sources else None
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from None
+    fits = sources is None or len(sources.since_report) == parts.num_sources
+    fits = fits and apply_decisions(parts.datasets.train, sources.decisions if sources else [])
+    _refuse_other_data(folder, record, parts)
+    if not fits:
+        raise CheckpointError(
+            f"checkpoint {folder} was trained on a blend of other datasets",
+            "a resume continues the same samples",
+            "give the data flags of the first start, or start over from its weights with --finetune",
+        )
+    if sources is not None and record.run.data.blend_reweight_interval is None:
+        sources.since_decision = SourceTotals.zeros(parts.num_sources)  # a policy that begins now looks from here on
+    return sources
 
 
 def _refuse_other_data(folder: Path, record: CheckpointRecord, parts: Components) -> None:

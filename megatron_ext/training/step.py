@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
@@ -17,12 +19,21 @@ from megatron_ext.training.components import Components
 from megatron_ext.training.forward import Batch, forward_step
 from megatron_ext.training.metrics import StepResult, TrainState
 from megatron_ext.training.schedule import set_rates
+from megatron_ext.training.source_losses import LOSS_UNIT, SourceTotals
 
 Readers = list[Iterator[Batch] | None]
 """One reader per model chunk of this rank; None where the chunk reads no data."""
 
-LossAndTokens = tuple[float, float]
-"""Loss summed over counted tokens, and how many those are; divided only where the last batch has been added."""
+
+class BatchLoss(NamedTuple):
+    """Loss summed over counted tokens, and how many those are; divided only where the last batch has been added.
+
+    `sources` has both for each source, where they were asked for.
+    """
+
+    loss_sum: float
+    counted_tokens: float
+    sources: SourceTotals | None = None
 
 
 def train_step(parts: Components, state: TrainState, readers: Readers) -> StepResult:
@@ -39,12 +50,15 @@ def train_step(parts: Components, state: TrainState, readers: Readers) -> StepRe
     started = time.perf_counter()
     train = parts.run.train
     global_batch_size = parts.run.global_batch_size_at(state.consumed_samples)
+    seq_length = parts.run.seq_length_at(state.consumed_samples)
     seed_step(parts.world, train.seed, state.iteration)
     for chunk in parts.chunks:
         chunk.zero_grad_buffer()
     parts.optimizer.zero_grad()
     rate = set_rates(parts.optimizer.param_groups, parts.schedule, state.schedule_step)
-    loss_sum, counted_tokens = forward_backward(parts, readers, global_batch_size, forward_only=False)
+    loss_sum, counted_tokens, sources = forward_backward(
+        parts, readers, global_batch_size, forward_only=False, seq_length=seq_length
+    )
     if counted_tokens:
         updated, grad_norm, num_zeros = parts.optimizer.step()
     else:
@@ -63,38 +77,69 @@ def train_step(parts: Components, state: TrainState, readers: Readers) -> StepRe
         skipped=not updated,
         params_norm=parameters_norm(parts) if parts.run.logging.log_params_norm else None,
         num_zeros=None if num_zeros is None else int(num_zeros),
+        sources=sources,
+        seq_length=seq_length if train.seq_length_warmup else None,
     )
 
 
-def forward_backward(parts: Components, readers: Readers, global_batch_size: int, forward_only: bool) -> LossAndTokens:
+def forward_backward(
+    parts: Components, readers: Readers, global_batch_size: int, forward_only: bool, seq_length: int | None = None
+) -> BatchLoss:
     """Run one global batch through the pipeline and return its summed loss and counted tokens, on every rank.
 
-    Collective over all ranks. With `forward_only` no gradients are computed.
+    Collective over all ranks. With `forward_only` no gradients are computed, and nothing is summed per source.
+    `seq_length` is the length that the readers cut samples into, which the stages of a pipeline must know beforehand;
+    None for whole samples.
     """
     train = parts.run.train
+    length = seq_length or train.seq_length
     reports = get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=readers if len(readers) > 1 else readers[0],
         model=parts.chunks if len(parts.chunks) > 1 else parts.chunks[0],
         num_microbatches=global_batch_size // (train.micro_batch_size * parts.run.data_parallel_size),
-        seq_length=train.seq_length,
-        micro_batch_size=train.micro_batch_size,
+        seq_length=length,
+        micro_batch_size=train.micro_batch_size * (train.seq_length // length),
         forward_only=forward_only,
     )
-    return sum_reports(reports, parts.world)
+    return sum_reports(reports, parts.world, 0 if forward_only else parts.num_sources)
 
 
-def sum_reports(reports: list[dict[str, torch.Tensor]], world: World) -> LossAndTokens:
-    """Return summed loss and counted tokens of all micro-batches and data-parallel ranks; the same on every rank."""
-    total = torch.zeros(2, dtype=torch.float64, device=world.device)
+def sum_reports(reports: list[dict[str, torch.Tensor]], world: World, num_sources: int = 0) -> BatchLoss:
+    """Return summed loss and counted tokens of all micro-batches and data-parallel ranks; the same on every rank.
+
+    Args:
+        reports: of this rank's micro-batches; none on stages without a loss.
+        world: this rank among all.
+        num_sources: k, for totals per source; 0 for none.
+    """
+    total = torch.zeros(2 + 3 * num_sources, dtype=torch.float64, device=world.device)
     for report in reports:
-        total += report["loss and tokens"]
+        total[:2] += report["loss and tokens"]
+    if reports and num_sources:
+        add_by_source(reports, total[2:].view(3, num_sources))
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if world.grid.pp_size > 1:
         source = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(total, source, group=parallel_state.get_pipeline_model_parallel_group())
-    loss, counted = total.tolist()
-    return loss, counted
+    loss, counted, *sums = total.tolist()
+    sources = SourceTotals(np.array(sums).astype(np.int64).reshape(3, num_sources)) if num_sources else None
+    return BatchLoss(loss, counted, sources)
+
+
+def add_by_source(reports: list[dict[str, torch.Tensor]], totals: torch.Tensor) -> None:
+    """Add samples, counted tokens and loss of each source to `totals`, fp64 `[3, k]`; rank-local.
+
+    All of them are whole numbers, the loss as one of `LOSS_UNIT` per sample, far below 2^53: so neither here nor
+    between ranks does the order of adding matter. A sample whose loss is not finite adds itself alone.
+    """
+    sources = torch.cat([report["sources"] for report in reports]).to(totals.device, non_blocking=True)
+    losses, tokens = torch.cat([report["loss and tokens of samples"] for report in reports], dim=1)
+    units = (losses / LOSS_UNIT).round()
+    samples = torch.ones_like(units)
+    finite = units.isfinite()
+    counts = torch.stack([samples, torch.where(finite, tokens, 0.0), torch.where(finite, units, 0.0)])
+    totals.index_add_(1, sources, counts)
 
 
 def seed_step(world: World, seed: int, iteration: int) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_ext.training.metrics import StepResult, TrainState, perplexity
+from megatron_ext.training.source_losses import SourceTotals
+
+MAX_SOURCES = 64
+"""Sources that have scalars of their own: a page of thousands of charts helps nobody."""
 
 
 class TensorBoardWriter:
@@ -33,6 +38,7 @@ class TensorBoardWriter:
             ("grad-norm", result.grad_norm),
             ("num-zeros", result.num_zeros),
             ("params-norm", result.params_norm),
+            ("seq-length", result.seq_length),
         ):
             if value is not None:
                 self._write_both(tag, value, state)
@@ -44,6 +50,13 @@ class TensorBoardWriter:
         """Write loss and perplexity of an evaluation; `split` is `validation` or `test`."""
         self._write_both(f"lm loss {split}", lm_loss, state)
         self._write_both(f"lm loss {split} ppl", perplexity(lm_loss), state)
+
+    def write_sources(self, state: TrainState, names: Sequence[str], totals: SourceTotals) -> None:
+        """Write loss and share of each source in the interval that ends with `state`; of at most 64 sources."""
+        for name, loss, share in list(zip(names, totals.losses, totals.shares, strict=True))[:MAX_SOURCES]:
+            if loss is not None:
+                self._write_both(f"lm loss {name}", loss, state)
+            self._write_both(f"share {name}", share, state)
 
     def close(self) -> None:
         """Write out what is queued."""

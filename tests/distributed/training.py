@@ -36,8 +36,9 @@ def started(run: RunConfig) -> Iterator[Components]:
 
 def train_steps(parts: Components, state: TrainState, steps: int) -> list[StepResult]:
     """Train `steps` iterations from `state`, which is advanced."""
-    results = []
-    with open_readers(parts, parts.datasets.train, state.consumed_samples, parts.run.global_batch_size_at) as readers:
+    results, run, first = [], parts.run, state.consumed_samples
+    batch_size, length = run.global_batch_size_at, run.seq_length_at
+    with open_readers(parts, parts.datasets.train, first, batch_size, seq_length=length) as readers:
         for _ in range(steps):
             results.append(train_step(parts, state, readers))
             state.advance(results[-1])

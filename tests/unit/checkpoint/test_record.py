@@ -22,7 +22,8 @@ FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 def example() -> CheckpointRecord:
     return CheckpointRecord(
         run=tiny_run(), vocab_size=100, state=dict(COUNTERS), schedule={"max_lr": 0.1}, optimizer_step=3,
-        loss_scaler={"scale": 65536.0}, data={"tokens": 5}, tokenizer_files=["tokenizer.model"],
+        loss_scaler={"scale": 65536.0}, data={"tokens": 5}, sources={"decisions": []},
+        tokenizer_files=["tokenizer.model"],
         provenance={"software": "a test"},
     )  # fmt: skip
 

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_ext.training.metrics import MetricsFile, StepResult, TrainState, evaluation_record, step_record
+from megatron_ext.training.source_losses import SourceTotals, sources_record
 
 
 def plot(repo_root: Path, *arguments: object) -> subprocess.CompletedProcess:
@@ -41,6 +43,19 @@ def test_a_run_without_evaluations_and_another_output(repo_root: Path, run_dir: 
     (run_dir / "validation.jsonl").unlink()
     assert plot(repo_root, run_dir, "--output", run_dir / "other.png").returncode == 0
     assert (run_dir / "other.png").stat().st_size > 1000
+
+
+def test_a_blend_gets_rows_for_the_loss_and_the_share_of_each_dataset(repo_root: Path, run_dir: Path):
+    from PIL import Image
+
+    sources = MetricsFile(run_dir / "sources.jsonl", 0)
+    for i in (5, 10, 15, 20):
+        totals = SourceTotals(np.array([[i, 20 - i], [16 * i, 0], [i << 20, 0]]))
+        sources.append(sources_record({"iteration": i, "consumed_samples": 4 * i}, ("easy", "hard"), totals))
+    done = plot(repo_root, run_dir)
+    assert done.returncode == 0, done.stderr
+    width, height = Image.open(run_dir / "loss.png").size
+    assert height / width == pytest.approx(6 * 3.25 / 12), "six rows, not four"
 
 
 @pytest.mark.parametrize(

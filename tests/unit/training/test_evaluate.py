@@ -40,6 +40,11 @@ def test_number_of_batches(samples: int, batch: int, iters: int, expected: int):
     assert evaluation_batches(samples, batch, iters) == expected
 
 
+def test_evaluation_sees_whole_samples_while_training_sees_short_sequences(world: World):
+    parts = tiny_components(tiny_run(seq_length_warmup=("4:256",)), world, valid=TokenView(1))
+    assert evaluate(parts) == pytest.approx(loss_per_token(parts, TokenView(1), list(range(8))), rel=1e-6)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
 def test_the_loss_is_the_mean_over_the_first_samples_without_dropout(

@@ -85,3 +85,27 @@ def test_where_documents_begin_takes_the_place_of_the_mask():
     forward_step(iter([batch]), stage)
     forward_step(iter([{**batch, "document_starts": torch.tensor([[0, 1]])}]), stage)
     assert calls[0][2] is None and calls[1][2].tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("rows_of_a_sample", [1, 3])
+def test_with_sources_loss_and_tokens_of_each_sample_are_reported(rows_of_a_sample: int):
+    """Also of samples that are cut into shorter sequences, whose rows follow one another."""
+    generator = torch.Generator().manual_seed(0)
+    losses, mask = torch.rand(4, 6, generator=generator), (torch.rand(4, 6, generator=generator) > 0.4).float()
+    losses.requires_grad = True
+    shape = (4 * rows_of_a_sample, 6 // rows_of_a_sample)
+    sources = torch.tensor([1, 0, 1, 2])
+    plain = sum_losses(mask, losses)
+    total, counted, report = sum_losses(mask.reshape(shape), losses.reshape(shape), sources)
+    assert total.item() == pytest.approx(plain[0].item()) and counted == plain[1]
+    expected = torch.stack([(losses * mask).detach().double().sum(1), mask.double().sum(1)])
+    assert report["loss and tokens of samples"].equal(expected) and report["sources"].equal(sources)
+    assert not report["loss and tokens of samples"].requires_grad
+    assert set(plain[2]) == {"loss and tokens"}
+
+
+def test_a_step_hands_the_sources_to_the_loss():
+    batch = {name: torch.ones(2, 2) for name in ("tokens", "position_ids", "labels", "loss_mask")}
+    batch["sources"] = torch.tensor([4, 0])
+    losses, loss_function = forward_step(iter([batch]), lambda *_, labels: labels)
+    assert loss_function(losses)[2]["sources"].tolist() == [4, 0]

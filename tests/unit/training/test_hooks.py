@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_ext.config import RunConfig
 from megatron_ext.training.hooks import HookParts, Outputs, StepContext, build_hooks
 from megatron_ext.training.metrics import StepResult, TrainState, read_records
+from megatron_ext.training.source_losses import Decision, SourceTotals
 
 SEQUENCE = 16
 
@@ -87,6 +89,16 @@ def test_other_ranks_take_part_in_what_is_collective_and_write_nothing(tmp_path:
     assert capsys.readouterr().out == ""
 
 
+def test_operations_are_those_of_the_sequences_that_were_trained():
+    """The scores of attention grow with the length; everything else goes by tokens."""
+    parts = HookParts(run_of(None), TrainState(), 32, True)
+    whole, half, quarter = (
+        parts.flops(StepResult(1.0, 1e-3, 4, 64, 0.25, seq_length=length)) for length in (None, 8, 4)
+    )
+    assert whole - half == 2 * (half - quarter) > 0
+    assert whole == parts.flops(StepResult(1.0, 1e-3, 4, 64, 0.25, seq_length=SEQUENCE))
+
+
 def test_without_a_save_folder_only_lines_come_out(tmp_path: Path, capsys: pytest.CaptureFixture):
     Life(run_of(None, save_interval=None), until=3)
     assert "iteration        3/      12" in capsys.readouterr().out
@@ -133,3 +145,62 @@ def test_manual_garbage_collection(monkeypatch: pytest.MonkeyPatch):
     Life(run_of(None), until=12)
     assert gc.isenabled()
     assert len(collected) == 3
+
+
+class BlendLife:
+    """Twelve steps on two sources with a decision every 5, on the logging rank or another one."""
+
+    def __init__(self, run: RunConfig, logging_rank: bool = True) -> None:
+        self.calls: list[str] = []
+        self.state, start = TrainState(), TrainState()
+        parts = HookParts(
+            run, start, 32, logging_rank, save=lambda state: self.calls.append(f"save {state.iteration}"),
+            sources=("a", "a"), reweight=self.reweight,
+        )  # fmt: skip
+        outputs = Outputs(parts)
+        hooks = build_hooks(parts, outputs)
+        for step in range(12):
+            totals = SourceTotals(np.array([[3, 1], [30, 10], [step << 16, 1 << 16]]))
+            result = StepResult(1.0, 1e-3, 4, 4 * SEQUENCE, 0.25, sources=totals)
+            self.state.advance(result)
+            for hook in hooks:
+                hook(StepContext(self.state, result))
+        outputs.close()
+
+    def reweight(self, state: TrainState) -> Decision:
+        self.calls.append(f"decide {state.iteration}")
+        decision = Decision(
+            state.iteration, state.consumed_samples, (0.5, 0.5), tuple(state.sources.since_decision.losses)
+        )
+        state.sources.decide(decision)
+        return decision
+
+
+def test_sources_are_reported_at_the_log_interval_and_decisions_where_they_fall(tmp_path: Path, capsys):
+    run = run_of(tmp_path, log_interval=4, blend_reweight_interval=5, save_interval=5, train_iters=12)
+    life = BlendLife(run)
+    assert life.calls == ["decide 5", "save 5", "decide 10", "save 10"]
+    records = read_records(tmp_path / "sources.jsonl")
+    assert [(record["iteration"], record["consumed_samples"]) for record in records] == [(4, 16), (8, 32), (12, 48)]
+    assert records[1]["sources"] == [
+        {"name": "a #1", "samples": 12, "tokens": 120, "share": 0.75, "loss": (4 + 5 + 6 + 7) / 120},
+        {"name": "a #2", "samples": 4, "tokens": 40, "share": 0.25, "loss": 0.1},
+    ]
+    decisions = read_records(tmp_path / "blend_weights.jsonl")
+    assert [(record["iteration"], record["consumed_samples"]) for record in decisions] == [(5, 20), (10, 40)]
+    assert decisions[1]["losses"] == [(5 + 6 + 7 + 8 + 9) / 150, 0.1]
+    out = capsys.readouterr().out
+    assert out.count("a #1: 75.00% of samples") == 3 and out.count("blend weights after iteration") == 2
+
+
+def test_another_rank_counts_and_decides_alike_and_writes_nothing(tmp_path: Path, capsys):
+    run = run_of(tmp_path / "run", log_interval=5, blend_reweight_interval=5, save_interval=None)
+    there, here = BlendLife(run, logging_rank=False), BlendLife(run.with_values(save=None))
+    assert there.state == here.state and there.calls == here.calls == ["decide 5", "decide 10"]
+    assert there.state.sources.since_report.sums[0].tolist() == [6, 2]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_blend_has_no_file_of_sources(tmp_path: Path):
+    Life(run_of(tmp_path), until=12)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["metrics.jsonl", "validation.jsonl"]

@@ -6,8 +6,18 @@ import math
 import re
 from datetime import datetime
 
-from megatron_ext.training.log_line import Interval, LineSettings, evaluation_lines, training_line
+import numpy as np
+
+from megatron_ext.training.log_line import (
+    Interval,
+    LineSettings,
+    decision_line,
+    evaluation_lines,
+    sources_line,
+    training_line,
+)
 from megatron_ext.training.metrics import StepResult, TrainState
+from megatron_ext.training.source_losses import Decision, SourceTotals
 
 AT = datetime(2025, 1, 2, 3, 4, 5, 678)
 
@@ -46,6 +56,11 @@ def test_the_longest_line():
     )
 
 
+def test_the_length_of_sequences_is_printed_while_it_changes():
+    line = line_of([result(seq_length=32), result(seq_length=64)])
+    assert " number of nan iterations:   0 | seq length: 64 | tokens per second: " in line
+
+
 def test_a_loss_that_is_not_a_number_is_printed():
     assert " lm loss: nan |" in line_of([result(), result(lm_loss=math.nan)])
     assert " lm loss: inf |" in line_of([result(lm_loss=math.inf)])
@@ -79,3 +94,18 @@ def test_what_people_grep_with_finds_every_number():
 def test_evaluation_lines():
     line = " validation loss at iteration 10 | lm loss value: 2.000000E+00 | lm loss PPL: 7.389056E+00 | "
     assert evaluation_lines(2.0, "iteration 10") == ["-" * (len(line) + 1), line, "-" * (len(line) + 1)]
+
+
+def test_the_line_of_the_sources_of_a_blend():
+    totals = SourceTotals(np.array([[3, 1], [2, 0], [98304, 0]]))
+    assert sources_line(["data/zh", "b"], totals) == (
+        " data/zh: 75.00% of samples, lm loss: 7.500000E-01 | b: 25.00% of samples, lm loss: none |"
+    )
+    assert sources_line(["x"] * 9, SourceTotals.zeros(9)) is None
+
+
+def test_the_line_of_new_weights():
+    decision = Decision(30, 120, (0.25, 0.75), (2.0, None))
+    assert decision_line(["a", "b"], decision) == " blend weights after iteration 30: a 0.25, b 0.75"
+    many = Decision(30, 120, (0.1,) * 10, (2.0,) * 10)
+    assert decision_line(list("abcdefghij"), many).endswith("h 0.1 and 2 more")

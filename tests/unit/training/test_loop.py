@@ -274,20 +274,29 @@ class TestPretrain:
         assert folders == ["iter_0000004", "iter_0000006"]
         assert not dist.is_initialized()
 
-    def test_a_run_stopped_and_started_again_is_the_whole_run(self, prefix: str, tmp_path: Path):
-        start(prefix, "--save", tmp_path / "whole", "--hidden-dropout", 0.1)
-        flags = ["--save", tmp_path / "parts", "--load", tmp_path / "parts", "--hidden-dropout", 0.1]
+    @pytest.mark.parametrize("lengths", [None, [4, 4, 4, 8, 16, 16]])
+    def test_a_run_stopped_and_started_again_is_the_whole_run(self, lengths: list | None, prefix: str, tmp_path: Path):
+        common = ["--hidden-dropout", 0.1, *(["--seq-length-warmup", "4:130", "8:64"] if lengths else [])]
+        start(prefix, "--save", tmp_path / "whole", *common)
         for _ in range(3):
-            start(prefix, *flags, "--exit-interval", 2)
+            start(prefix, "--save", tmp_path / "parts", "--load", tmp_path / "parts", *common, "--exit-interval", 2)
         whole, parts = (read_records(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
         for ours, theirs in zip(parts, whole, strict=True):
             for name in ("iteration", "consumed_samples", "lm_loss", "grad_norm", "learning_rate"):
                 assert ours[name] == theirs[name], name
+        assert [record.get("seq_length") for record in parts] == (lengths or [None] * 6)
 
     def test_wrong_data_is_refused_before_a_world_starts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(loop, "start_world", lambda *_: pytest.fail("a world was started"))
         with pytest.raises(MegatronExtError, match="missing"):
             start(str(tmp_path / "missing"))
+
+    def test_a_policy_without_weights_is_refused_before_a_world_starts(
+        self, prefix: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(loop, "start_world", lambda *_: pytest.fail("a world was started"))
+        with pytest.raises(MegatronExtError, match="--blend-reweight-interval changes weights"):
+            start(prefix, "--blend-reweight-interval", 2)
 
     def test_the_batch_of_the_first_start_is_kept_with_the_checkpoint(self, prefix: str, tmp_path: Path):
         """Without --global-batch-size the batch would follow the number of ranks of a later start."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_ext.errors import MegatronExtError
@@ -25,6 +26,7 @@ from megatron_ext.training.metrics import (
     read_records,
     step_record,
 )
+from megatron_ext.training.source_losses import Decision, SourceTotals
 
 ISSUE_FIELDS = [
     "iteration",
@@ -78,11 +80,27 @@ def test_state_survives_a_checkpoint_and_older_ones():
     assert TrainState.from_dict({"iteration": 7, "consumed_samples": 28}) == TrainState(7, 28)
 
 
+def test_the_sources_of_a_blend_are_counted_beside_the_counters():
+    state, totals = TrainState(), SourceTotals(np.array([[3, 1], [30, 10], [5, 6]]))
+    for _ in range(2):
+        state.advance(result(sources=totals))
+    assert state.sources.since_report == totals + totals
+    assert TrainState.from_dict(state.to_dict()) == TrainState(2, 8, 128), "they have a place of their own"
+    assert not state.order_has_changed
+    state.sources.decide(Decision(2, 8, (0.5, 0.5), (1.0, 1.0)))
+    assert state.order_has_changed
+    state.advance(result(sources=totals))
+    assert not state.order_has_changed
+
+
 def test_a_line_has_exactly_the_fields_of_the_issue():
     state = TrainState()
     state.advance(result(grad_norm=1.25))
     line = json.loads(encode_record(step_record(state, result(grad_norm=1.25), 0.75)))
     assert list(line) == ISSUE_FIELDS
+    longer = step_record(state, result(seq_length=8), 0.75)
+    assert list(longer) == [*ISSUE_FIELDS, "seq_length"]
+    assert longer["seq_length"] == 8
     assert line["tokens_per_s"] == 128.0
     assert line["tflops_per_rank"] == 0.75
 

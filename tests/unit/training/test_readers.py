@@ -72,6 +72,14 @@ def test_chunks_of_one_rank_read_the_same_samples():
             assert next(first)["tokens"].equal(next(last)["tokens"])
 
 
+def test_every_chunk_reads_the_short_sequences_of_its_time():
+    """Samples 0 to 3 in sequences of 4, later ones whole."""
+    view, length = TokenView(), lambda consumed: 4 if consumed < 4 else 16
+    with open_readers(parts_of(FIRST, LAST), view, 0, lambda _: 4, seq_length=length) as readers:
+        for shape in ((8, 4), (8, 4), (2, 16)):
+            assert [tuple(next(reader)["tokens"].shape) for reader in readers] == [shape] * 2
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_every_reader_is_closed_at_the_end(fails: bool, monkeypatch: pytest.MonkeyPatch):
     closed = []
@@ -124,11 +132,13 @@ def test_every_stage_reads_where_attention_must_know_documents(values: dict, rea
             assert (batch["document_starts"].diff(dim=1) > 0).equal(ends)
 
 
-def test_on_a_device_where_documents_begin_stays_with_the_host():
+def test_on_a_device_where_documents_begin_and_sources_stay_with_the_host():
     import torch
+
+    from tests.unit.training.blends import easy_and_hard
 
     parts = parts_of(WHOLE, reset_attention_mask=True)
     parts.world.device = torch.device("meta")
-    with open_readers(parts, TokenView(), 0, lambda _: 4) as [reader]:
+    with open_readers(parts, easy_and_hard(), 0, lambda _: 4) as [reader]:
         batch = next(reader)
-    assert {name for name, tensor in batch.items() if tensor.device.type == "cpu"} == {"document_starts"}
+    assert {name for name, tensor in batch.items() if tensor.device.type == "cpu"} == {"document_starts", "sources"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,15 +15,20 @@ from megatron_ext.checkpoint.names import checkpoint_folder
 from megatron_ext.checkpoint.record import read_record
 from megatron_ext.config import CheckpointConfig
 from megatron_ext.data.datasets import Datasets
+from megatron_ext.data.views import View
 from megatron_ext.errors import CheckpointError
 from megatron_ext.parallel.world import World, start_world
 from megatron_ext.platform.cpu import CpuPlatform
+from megatron_ext.training import resume
+from megatron_ext.training.blend_policy import apply_decisions
 from megatron_ext.training.components import Components
 from megatron_ext.training.metrics import TrainState
 from megatron_ext.training.resume import describe_order, save_state, start_state
 from megatron_ext.training.schedule import Schedule, schedule_settings
+from megatron_ext.training.source_losses import Decision, SourceProgress, SourceTotals
 from tests.unit.checkpoint.saved import VARIANTS, assert_same, components, save_trained, state_of, train
 from tests.unit.tiny import VOCAB_SIZE, TokenView, tiny_run
+from tests.unit.training.blends import easy_and_hard
 
 
 def moments(parts: Components) -> list[torch.Tensor]:
@@ -195,6 +201,49 @@ def test_the_description_of_an_order_is_pure_and_has_no_arrays(world: World):
     assert all(type(value) is int for value in first.values())
     different = [describe_order(view()) for view in OTHER_DATA.values()]
     assert all(other != first for other in different)
+
+
+# the sources of a blend ------------------------------------------------------------------------------------------
+
+
+def blended(world: World, folder: Path, view: View) -> Components:
+    parts = components(world, save=str(folder), load=str(folder))
+    parts.datasets = Datasets(view, None, None)
+    return parts
+
+
+def test_what_was_counted_and_decided_comes_back_and_the_order_is_that_of_the_decisions(world: World, tmp_path: Path):
+    """Decisions before place 256 are part of what tells one order from another."""
+    parts, state = blended(world, tmp_path, easy_and_hard()), TrainState(3, 12, 192)
+    state.sources = SourceProgress(*(SourceTotals(np.full((3, 2), number)) for number in (5, 7)))
+    state.sources.decide(Decision(2, 8, (0.1, 0.9), (1.0, None)))
+    apply_decisions(parts.datasets.train, state.sources.decisions)
+    save_state(parts, state)
+    again = blended(world, tmp_path, easy_and_hard())
+    resumed = start_state(again)
+    assert resumed == state and resumed.sources.since_report.sums.tolist() == [[5, 5]] * 3
+    ids = again.datasets.train.sample_ids(0, 64).tolist()
+    assert ids == parts.datasets.train.sample_ids(0, 64).tolist() != easy_and_hard().sample_ids(0, 64).tolist()
+    for other in (easy_and_hard((0.6, 0.4)), TokenView()):
+        with pytest.raises(CheckpointError, match="trained on another data order"):
+            start_state(blended(world, tmp_path, other))
+
+
+def test_an_older_checkpoint_of_a_blend_is_resumed_and_numbers_for_other_sources_are_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    parts, state = blended(world, tmp_path, easy_and_hard()), TrainState(3, 12, 192)
+    save_state(parts, state)
+    assert start_state(blended(world, tmp_path, easy_and_hard())) == state
+    for sources, message in (
+        ({"decisions": []}, "lack a value"),
+        (SourceProgress.begin(3).to_record(), "other datasets"),
+    ):
+        monkeypatch.setattr(
+            resume, "load_checkpoint", lambda folder, *_, said=sources: replace(read_record(folder), sources=said)
+        )
+        with pytest.raises(CheckpointError, match=message):
+            start_state(blended(world, tmp_path, easy_and_hard()))
 
 
 # the schedule ---------------------------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from tests.unit.tiny import TOKENIZER, VOCAB_SIZE, TokenView, tiny_components, t
 
 def train(parts: Components, steps: int, state: TrainState | None = None) -> list[StepResult]:
     state, results = state or TrainState(), []
-    view = parts.datasets.train
-    with open_readers(parts, view, state.consumed_samples, parts.run.global_batch_size_at) as readers:
+    run, first = parts.run, state.consumed_samples
+    batch_size, length = run.global_batch_size_at, run.seq_length_at
+    with open_readers(parts, parts.datasets.train, first, batch_size, seq_length=length) as readers:
         for _ in range(steps):
             results.append(train_step(parts, state, readers))
             state.advance(results[-1])
@@ -34,6 +35,14 @@ def train(parts: Components, steps: int, state: TrainState | None = None) -> lis
 
 def curve(run: RunConfig, world: World, view: TokenView, steps: int = 4) -> list[StepResult]:
     return train(tiny_components(run, world, train=view), steps)
+
+
+def plain_loader(run: RunConfig) -> LoaderConfig:
+    data = run.data
+    return LoaderConfig(
+        1, eod_id=TOKENIZER.eod_id, eod_mask_loss=data.eod_mask_loss, reset_position_ids=data.reset_position_ids,
+        document_starts=data.reset_attention_mask,
+    )  # fmt: skip
 
 
 def plain_torch_steps(run: RunConfig, view: TokenView, steps: int) -> tuple[torch.nn.Module, list[float], list[float]]:
@@ -50,8 +59,10 @@ def plain_torch_steps(run: RunConfig, view: TokenView, steps: int) -> tuple[torc
     for step in range(steps):
         consumed = step * run.global_batch_size
         rows = torch.stack([torch.from_numpy(view[i]) for i in view.sample_ids(consumed, run.global_batch_size)])
-        batch = to_batch(rows, LoaderConfig(1, eod_id=TOKENIZER.eod_id, eod_mask_loss=run.data.eod_mask_loss))
-        out = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+        length = run.seq_length_at(consumed)
+        rows = torch.cat([rows[:, begin : begin + length + 1] for begin in range(0, 16, length)])
+        batch = to_batch(rows, plain_loader(run))
+        out = model(batch["tokens"], batch["position_ids"], batch.get("document_starts"), labels=batch["labels"])
         loss = (out * batch["loss_mask"]).sum() / batch["loss_mask"].sum()
         optimizer.zero_grad()
         loss.backward()
@@ -76,6 +87,45 @@ def test_training_is_plain_torchs(architecture: str, world: World):
     assert [r.grad_norm for r in results] == pytest.approx(norms, rel=1e-4)
     for ours, theirs in zip(parts.models[0].parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+WARM_UP = ("4:100", "8:64")
+"""Of steps of 64 tokens the first two have sequences of 4, the next of 8, then those of 16."""
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values"),
+    [
+        ("llama", {}),
+        ("alibi", {}),
+        ("megatron_default", {"reset_position_ids": True}),
+        ("grouped_queries", {"reset_attention_mask": True, "reset_position_ids": True, "micro_batch_size": 1}),
+        ("llama", {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}),
+    ],
+)
+def test_short_sequences_train_as_if_they_were_the_samples(architecture: str, values: dict, world: World):
+    """The same tokens, each predicted from its own short sequence alone, and the mean over the whole global batch."""
+    run = tiny_run(architecture, eod_mask_loss=True, lr=1e-3, seq_length_warmup=WARM_UP, **values)
+    view = TokenView(eod_share=0.04)
+    results = train(tiny_components(run, world, train=view), 5)
+    assert [result.seq_length for result in results] == [4, 4, 8, 16, 16]
+    assert {(result.global_batch_size, result.num_tokens) for result in results} == {(4, 64)}
+    assert view.seen == [sample % 12 for sample in range(20)]
+    _, losses, norms = plain_torch_steps(run, view, 5)
+    assert [r.lm_loss for r in results] == pytest.approx(losses, rel=1e-5)
+    assert [r.grad_norm for r in results] == pytest.approx(norms, rel=1e-4)
+    whole = curve(run.with_values(seq_length_warmup=None), world, view, 1)
+    assert whole[0].lm_loss != pytest.approx(results[0].lm_loss, rel=1e-5)
+    assert whole[0].seq_length is None
+
+
+def test_a_run_resumed_in_its_warm_up_goes_on_as_the_whole_one(world: World):
+    """From nothing but the number of consumed samples; next to no rate, so that the weights are the same."""
+    run = tiny_run(seq_length_warmup=WARM_UP, lr=1e-30)
+    whole = [(r.lm_loss, r.grad_norm, r.seq_length) for r in train(tiny_components(run, world), 5)]
+    for step in range(1, 5):
+        rest = train(tiny_components(run, world), 5 - step, TrainState(step, 4 * step))
+        assert [(r.lm_loss, r.grad_norm, r.seq_length) for r in rest] == whole[step:]
 
 
 def test_the_cut_into_micro_batches_does_not_matter(world: World):
@@ -280,8 +330,8 @@ def test_no_two_places_or_iterations_share_a_seed(world: World, monkeypatch: pyt
 
 def test_losses_and_tokens_of_all_micro_batches_are_summed(world: World):
     reports = [{"loss and tokens": torch.tensor(pair)} for pair in ([4.0, 1.0], [9.0, 2.0])]
-    assert sum_reports(reports, world) == (13.0, 3.0)
-    assert sum_reports([], world) == (0.0, 0.0)
+    assert sum_reports(reports, world) == (13.0, 3.0, None)
+    assert sum_reports([], world) == (0.0, 0.0, None)
 
 
 def test_forward_only_leaves_gradients_and_weights(world: World):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_ext.training.metrics import StepResult, TrainState
+from megatron_ext.training.source_losses import SourceTotals
 from megatron_ext.training.tensorboard import TensorBoardWriter
 
 EACH_STEP = ["learning-rate", "batch-size", "lm loss", "loss-scale", "grad-norm", "num-zeros", "params-norm"]
@@ -62,10 +64,32 @@ def test_a_resume_leaves_one_value_per_step(tmp_path: Path):
     assert scalars(tmp_path / "vs_samples")["lm loss vs samples"] == list(zip(range(4, 36, 4), lives, strict=True))
 
 
+def test_the_length_of_sequences_is_written_while_it_changes(tmp_path: Path):
+    state, writer = TrainState(), TensorBoardWriter(tmp_path, TrainState())
+    for seq_length in (4, 8):
+        result = StepResult(1.0, 0.5, 4, 40, 2.0, seq_length=seq_length)
+        state.advance(result)
+        writer.write_step(state, result, 0.0)
+    writer.close()
+    assert scalars(tmp_path)["seq-length"] == [(1, 4.0), (2, 8.0)]
+
+
 def test_what_was_not_computed_is_not_written(tmp_path: Path):
     state, result = TrainState(), StepResult(1.0, 0.5, 4, 40, 2.0)
     writer = TensorBoardWriter(tmp_path, state)
     state.advance(result)
     writer.write_step(state, result, 0.0)
     writer.close()
-    assert not {"grad-norm", "num-zeros", "params-norm", "loss-scale"} & set(scalars(tmp_path))
+    absent = {"grad-norm", "num-zeros", "params-norm", "loss-scale", "seq-length"}
+    assert not absent & set(scalars(tmp_path))
+
+
+def test_each_source_of_a_blend_has_its_loss_and_share(tmp_path: Path):
+    writer, state = TensorBoardWriter(tmp_path, TrainState()), TrainState(iteration=4, consumed_samples=16)
+    writer.write_sources(state, ["a", "b"], SourceTotals(np.array([[12, 4], [3, 0], [2 * 65536, 0]])))
+    writer.write_sources(state, [f"s{i}" for i in range(70)], SourceTotals.zeros(70))
+    writer.close()
+    found, by_samples = scalars(tmp_path), scalars(tmp_path / "vs_samples")
+    assert found["lm loss a"] == [(4, pytest.approx(2 / 3))] and found["share b"] == [(4, 0.25)]
+    assert by_samples["share a vs samples"] == [(16, 0.75)]
+    assert "lm loss b" not in found and "share s63" in found and "share s64" not in found
