@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ext.config import load_run_config
+from megatron_ext.errors import ConfigError
 from megatron_ext.model.counts import parameter_counts
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -16,6 +17,49 @@ PARAMETERS = {
     "llama2-13b": 13_015_864_320,
     "baichuan-7b": 7_000_559_616,
     "baichuan-13b": 13_264_901_120,
+    "bloom-7b1": 7_069_016_064,
+    "bloom-176b": 176_247_271_424,
+    "chatglm2-6b": 6_243_584_000,
+    "internlm-7b": 7_321_948_160,
+    "telechat-7b": 7_200_018_432,
+    "telechat-12b": 12_386_432_000,
+    "baichuan2-7b": 7_505_973_248,
+    "baichuan2-13b": 13_896_668_160,
+    "deepseek-7b": 6_910_365_696,
+    "deepseek-67b": 67_425_001_472,
+    "internlm-20b": 20_088_714_240,
+    "internlm2-20b": 19_861_149_696,
+    "qwen-7b": 7_721_324_544,
+    "qwen-72b": 72_287_920_128,
+    "telechat-52b": 52_832_509_952,
+    "tigerbot-13b": 13_312_087_040,
+    "tigerbot-70b": 69_450_604_544,
+    "xverse-13b": 13_717_652_480,
+    "xverse-65b": 66_408_521_728,
+    "yayi2-30b": 30_403_337_216,
+    "yi-6b": 6_061_035_520,
+    "yi-34b": 34_388_917_248,
+    "yuren-13b": 13_065_671_680,
+    "ziya-13b": 13_091_886_080,
+}
+# Models whose layers or key/value heads do not divide over a layout as it stands: what makes them fit, or what is said.
+CHUNKS_OF_FIVE = ["--num-virtual-stages-per-pipeline-rank", "3"]
+FITTED = {
+    ("tiny", "cluster-tp8-pp4"): ["--num-layers", "8"],
+    ("internlm-20b", "cluster-tp8-pp4"): CHUNKS_OF_FIVE,
+    ("yi-34b", "cluster-tp8-pp4"): CHUNKS_OF_FIVE,
+}
+REFUSED = {
+    ("bloom-7b1", "cluster-tp8-pp4"): "--num-layers 30",
+    ("bloom-176b", "cluster-tp8-pp4"): "--num-layers 70",
+    ("telechat-7b", "cluster-tp8-pp4"): "--num-layers 30",
+    ("telechat-12b", "cluster-tp8-pp4"): "--num-layers 38",
+    ("chatglm2-6b", "cluster-tp8-pp4"): "--num-query-groups 2",
+    ("deepseek-7b", "cluster-tp8-pp4"): "--num-layers 30",
+    ("deepseek-67b", "laptop"): "--num-layers 95",
+    ("deepseek-67b", "cluster-tp8-pp4"): "--num-layers 95",
+    ("yi-6b", "cluster-tp8-pp4"): "--num-query-groups 4",
+    **{("yayi2-30b", layout): "--num-query-groups 1 " for layout in LAYOUTS},
 }
 DATA = ["--data-path", "x", "--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", "t.model"]
 
@@ -35,8 +79,11 @@ def test_model_presets_hold_the_architecture_only_and_have_the_published_size(na
     run = resolved.run
     changed = {field for field, source in resolved.sources.items() if source != "default"}
     assert changed <= set(vars(run.model))
-    # the published sizes; 8000 entries for the demo's model
-    assert parameter_counts(run.model, run.model.vocab_size or 8000).total == PARAMETERS[name]
+    # the published sizes, with the published rows of the vocabulary; 8000 entries for the demo's model
+    rows = run.model.padded_vocab_size or run.model.vocab_size or 8000
+    assert parameter_counts(run.model, rows).total == PARAMETERS[name]
+    first_line = (CONFIGS / "models" / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    assert name == "tiny" or f" {PARAMETERS[name]:,} parameters" in first_line
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -44,11 +91,15 @@ def test_model_presets_hold_the_architecture_only_and_have_the_published_size(na
 @pytest.mark.parametrize("model", MODELS)
 def test_presets_combine(model, layout, train):
     argv = [*config("models", model), *config("parallel", layout), *config("train", train), *DATA]
-    if model == "tiny":
+    argv += FITTED.get((model, layout), [])
+    alone = load_run_config(config("models", model), None, "model").run.model
+    if alone.max_position_embeddings < 4096:  # the length of configs/train
         argv += ["--max-position-embeddings", "4096"]
-        if layout == "cluster-tp8-pp4":
-            argv += ["--num-layers", "8"]
     if layout == "cluster-tp8-pp4" and train == "debug":
         argv += ["--global-batch-size", "16"]
+    if (model, layout) in REFUSED:
+        with pytest.raises(ConfigError, match=REFUSED[model, layout]):
+            load_run_config(argv, LAYOUTS[layout])
+        return
     run = load_run_config(argv, LAYOUTS[layout]).run
     assert run.data_parallel_size >= 1 and run.num_microbatches >= 1
