@@ -1,1 +1,1 @@
-"""Optimizers: the update rules (`adamw`, `sgd`) and the one builder that wraps them in megatron-core's."""
+"""Optimizers: update rules, the one builder that wraps them in megatron-core's, and updates that all ranks skip."""

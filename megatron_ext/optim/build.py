@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from megatron.core import parallel_state
@@ -19,12 +19,16 @@ from megatron.core.optimizer.optimizer import (
 from megatron_ext.config import RunConfig
 from megatron_ext.config.to_core import optimizer_config
 from megatron_ext.optim.adamw import SGD, AdamW
+from megatron_ext.optim.groups import parameter_groups
+from megatron_ext.optim.lion import Lion
+
+UpdateRule: TypeAlias = AdamW | SGD | Lion
 
 
 def build_optimizer(run: RunConfig, chunks: list[DistributedDataParallel]) -> MegatronOptimizer:
     """Return megatron-core's optimizer over our update rule, its state allocated.
 
-    Every rank calls it. Weights are decayed, biases and norm weights are not (Megatron-LM's rule).
+    Every rank calls it. A rank all of whose parameters are frozen has an optimizer over an empty group.
 
     Args:
         run: optimizer, precision, `--use-distributed-optimizer`.
@@ -34,7 +38,7 @@ def build_optimizer(run: RunConfig, chunks: list[DistributedDataParallel]) -> Me
     rule = _update_rule(run, parameter_groups(run, chunks))
     scaler = _grad_scaler(run)
 
-    def init_state(optimizer: AdamW | SGD, _: OptimizerConfig | None = None) -> None:
+    def init_state(optimizer: UpdateRule, _: OptimizerConfig | None = None) -> None:
         optimizer.init_state()
 
     optimizer: MegatronOptimizer
@@ -68,29 +72,12 @@ def build_optimizer(run: RunConfig, chunks: list[DistributedDataParallel]) -> Me
     return optimizer
 
 
-def parameter_groups(run: RunConfig, chunks: list[DistributedDataParallel]) -> list[dict[str, Any]]:
-    """Split this rank's parameters into decayed (matrices) and undecayed (vectors) groups.
-
-    The keys besides `params` are those by which megatron-core tells groups apart.
-    """
-    decayed: list[torch.nn.Parameter] = []
-    undecayed: list[torch.nn.Parameter] = []
-    for chunk in chunks:
-        for name, parameter in chunk.named_parameters():
-            group = undecayed if parameter.dim() == 1 or name.endswith(".bias") else decayed
-            group.append(parameter)
-    common = {"lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False, "default_config": True}
-    return [
-        {"params": parameters, "wd_mult": multiplier, "max_lr": run.optim.lr, "min_lr": run.optim.min_lr, **common}
-        for parameters, multiplier in ((decayed, 1.0), (undecayed, 0.0))
-        if parameters
-    ]
-
-
-def _update_rule(run: RunConfig, groups: list[dict[str, Any]]) -> AdamW | SGD:
+def _update_rule(run: RunConfig, groups: list[dict[str, Any]]) -> UpdateRule:
     optim = run.optim
     if optim.optimizer == "sgd":
         return SGD(groups, lr=optim.lr, momentum=optim.sgd_momentum, weight_decay=optim.weight_decay)
+    if optim.optimizer == "lion":
+        return Lion(groups, optim.lr or 0.0, (optim.lion_beta1, optim.lion_beta2), optim.weight_decay)
     return AdamW(
         groups,
         lr=optim.lr,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from megatron_ext.config.lr_multi_step import step_points_in_samples
 from megatron_ext.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -32,21 +33,24 @@ _FLAGS = {
     "init_lr": "--lr-warmup-init",
     "max_lr": "--lr",
     "min_lr": "--min-lr",
-    "lr_warmup_steps": "--lr-warmup-iters/-samples/-fraction",
-    "lr_decay_steps": "--lr-decay-iters/-samples (default: the length of the run)",
+    "lr_warmup_steps": "--lr-warmup-iters/-samples/-tokens/-fraction",
+    "lr_decay_steps": "--lr-decay-iters/-samples/-tokens (default: the length of the run)",
     "lr_decay_style": "--lr-decay-style",
-    "wsd_decay_steps": "--lr-wsd-decay-iters/-samples",
+    "wsd_decay_steps": "--lr-wsd-decay-iters/-samples/-tokens",
     "lr_wsd_decay_style": "--lr-wsd-decay-style",
     "start_wd": "--start-weight-decay",
     "end_wd": "--end-weight-decay",
-    "wd_incr_steps": "the length of the run (--train-iters/-samples)",
+    "wd_incr_steps": "the length of the run (--train-iters/-samples/-tokens)",
     "wd_incr_style": "--weight-decay-incr-style",
+    "lr_multi_steps": "--lr-multi-step-points",
 }
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Both curves, with megatron-core's names; every length in samples.
+
+    `lr_multi_steps` are positions, each with the factor of `max_lr` that holds from it on (multi-step only).
 
     Raises:
         ConfigError: the values contradict each other; the message names the flags.
@@ -64,6 +68,7 @@ class Schedule:
     end_wd: float
     wd_incr_steps: int
     wd_incr_style: str
+    lr_multi_steps: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         for holds, what, fix in (
@@ -96,7 +101,8 @@ class Schedule:
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Schedule:
         """The schedule that `schedule_settings` (or a checkpoint) describes."""
-        return cls(**settings)
+        points = tuple((int(begin), float(factor)) for begin, factor in settings.get("lr_multi_steps", ()))
+        return cls(**{**settings, "lr_multi_steps": points})
 
 
 def schedule_settings(run: RunConfig) -> dict[str, Any]:
@@ -123,6 +129,9 @@ def schedule_settings(run: RunConfig) -> dict[str, Any]:
         "end_wd": float(end_wd),
         "wd_incr_steps": whole_run,
         "wd_incr_style": optim.weight_decay_incr_style,
+        "lr_multi_steps": (
+            step_points_in_samples(optim.lr_multi_step_points, decay) if optim.lr_decay_style == "multi-step" else []
+        ),
     }
 
 
@@ -162,16 +171,18 @@ def learning_rate(schedule: Schedule, step: float) -> float:
     """The rate of an update made after `step` trained samples (`TrainState.schedule_step`).
 
     Linear warm-up from `init_lr`; then the style's decay from `max_lr` to `min_lr`; `min_lr` after its end.
-    WSD (warm-up, stable, decay) stays at `max_lr` until the last `wsd_decay_steps` of the decay.
+    WSD (warm-up, stable, decay) stays at `max_lr` until the last `wsd_decay_steps` of the decay. Multi-step falls to
+    its factors of `max_lr` and stays at the last one.
 
     Source: megatron-core 0.16.1, optimizer_param_scheduler.py, value for value; cosine: arXiv:1608.03983; WSD:
-    arXiv:2404.06395.
+    arXiv:2404.06395; multi-step: arXiv:2401.02954.
     """
     warmup = schedule.lr_warmup_steps
     if warmup > 0 and step <= warmup:
         return schedule.init_lr + (schedule.max_lr - schedule.init_lr) * float(step) / float(warmup)
-    if schedule.lr_decay_style == "constant":
-        return schedule.max_lr
+    if schedule.lr_decay_style in ("constant", "multi-step"):
+        factors = [factor for begin, factor in schedule.lr_multi_steps if step >= begin]
+        return schedule.max_lr * (factors[-1] if factors else 1.0)
     if step > schedule.lr_decay_steps:
         return schedule.min_lr
     if schedule.lr_decay_style == "inverse-square-root":
@@ -193,11 +204,11 @@ def weight_decay(schedule: Schedule, step: float) -> float:
 def set_rates(param_groups: Iterable[dict[str, Any]], schedule: Schedule, step: float) -> float:
     """Write the rate and the weight decay of `step` into every parameter group, before the update; gives the rate.
 
-    A group's own `wd_mult` (0 for biases and norms) scales its weight decay.
+    A group's own `lr_mult` and `wd_mult` (0 for biases and norms) scale them.
     """
     rate, decay = learning_rate(schedule, step), weight_decay(schedule, step)
     for group in param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_mult", 1.0)
         group["weight_decay"] = decay * group.get("wd_mult", 1.0)
     return rate
 
@@ -221,13 +232,14 @@ def _lengths_in_samples(run: RunConfig) -> tuple[int, float, int | None, int]:
         decay = whole_run if optim.lr_decay_iters is None else optim.lr_decay_iters * batch
         wsd_decay = None if optim.lr_wsd_decay_iters is None else optim.lr_wsd_decay_iters * batch
         warmup: float = optim.lr_warmup_iters * batch
-    elif train.train_samples is not None:
-        whole_run = train.train_samples
-        decay = whole_run if optim.lr_decay_samples is None else optim.lr_decay_samples
-        wsd_decay = optim.lr_wsd_decay_samples
-        warmup = optim.lr_warmup_samples
     else:
-        raise ConfigError("the length of the run is missing", fix="give --train-iters or --train-samples")
+        samples = run.samples_of("train")
+        if samples is None:
+            raise ConfigError("the length of the run is missing", fix="give --train-iters or --train-samples")
+        whole_run = samples
+        decay = run.samples_of("lr_decay") or whole_run
+        wsd_decay = run.samples_of("lr_wsd_decay")
+        warmup = run.samples_of("lr_warmup") or 0
     if optim.lr_warmup_fraction is not None:
         warmup = optim.lr_warmup_fraction * decay
     return decay, warmup, wsd_decay, whole_run

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.optim.adamw import SGD, AdamW
+from megatron_ext.optim.lion import Lion
 
 SHAPES = [(7, 5), (11,), (1,), (2, 3, 4)]
 
@@ -46,7 +47,7 @@ def trained(make: Callable[[list[dict]], torch.optim.Optimizer], decays: tuple[f
     return history
 
 
-def ready(optimizer: AdamW | SGD) -> AdamW | SGD:
+def ready(optimizer: AdamW | SGD | Lion) -> AdamW | SGD | Lion:
     optimizer.init_state()
     return optimizer
 

@@ -13,7 +13,8 @@ from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params,
 from megatron_ext.config import RunConfig, check_rules
 from megatron_ext.errors import ConfigError
 from megatron_ext.optim.adamw import SGD, AdamW
-from megatron_ext.optim.build import parameter_groups
+from megatron_ext.optim.groups import parameter_groups
+from megatron_ext.optim.lion import Lion
 from megatron_ext.parallel.world import World
 from megatron_ext.training.components import Components
 from megatron_ext.training.metrics import StepResult, TrainState
@@ -49,6 +50,9 @@ def trained(run: RunConfig, world: World, steps: int = 5) -> tuple[list[StepResu
         ({"fp16": True}, Float16OptimizerWithFloat16Params, AdamW),
         ({"use_distributed_optimizer": True}, DistributedOptimizer, AdamW),
         ({"use_distributed_optimizer": True, "bf16": True}, DistributedOptimizer, AdamW),
+        ({"optimizer": "lion"}, FP32Optimizer, Lion),
+        ({"optimizer": "lion", "fp16": True}, Float16OptimizerWithFloat16Params, Lion),
+        ({"optimizer": "lion", "use_distributed_optimizer": True, "bf16": True}, DistributedOptimizer, Lion),
     ],
 )
 def test_precision_and_sharding_choose_the_wrapper(values: dict, wrapper: type, rule: type, world: World):
@@ -62,6 +66,8 @@ def test_the_settings_reach_the_rule(world: World):
         assert (group["betas"], group["eps"], group["lr"], group["step"]) == ((0.8, 0.9), 1e-5, 0.25, 0)
     sgd = tiny_components(tiny_run(optimizer="sgd", sgd_momentum=0.7), world).optimizer
     assert {group["momentum"] for group in sgd.param_groups} == {0.7}
+    lion = tiny_components(tiny_run(optimizer="lion", lion_beta1=0.7, lion_beta2=0.8), world).optimizer
+    assert {group["betas"] for group in lion.param_groups} == {(0.7, 0.8)}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "megatron_default"])
@@ -88,7 +94,11 @@ def test_decay_alone_shrinks_matrices_and_leaves_vectors(world: World):
         torch.testing.assert_close(new, old * 0.95 if old.dim() == 2 else old)
 
 
-@pytest.mark.parametrize("values", [{}, {"bf16": True}, {"fp16": True, "loss_scale": 128.0}], ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"bf16": True}, {"fp16": True, "loss_scale": 128.0}, {"optimizer": "lion", "lr": 1e-3}],
+    ids=str,
+)
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_the_distributed_optimizer_of_one_rank_is_the_plain_one(clip: float, values: dict, world: World):
     """Bit for bit, but for the gradient norm, whose sum has another order."""

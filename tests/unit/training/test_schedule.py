@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -180,3 +181,57 @@ def test_contradictions_are_refused_with_the_flag(values: dict, flag: str):
     with pytest.raises(ConfigError) as caught:
         schedule_of(**values)
     assert flag in str(caught.value)
+
+
+def deepseek(**values: object) -> Schedule:
+    """2000 steps of warm-up, as in DeepSeek LLM, in a run of 100k steps."""
+    run = {"train_iters": 100_000, "lr_warmup_iters": 2000, "lr": 4.2e-4, "min_lr": 0.0, "lr_decay_style": "multi-step"}
+    return schedule_of(**{**run, **values})
+
+
+def test_deepseeks_multi_step_curve():
+    """arXiv:2401.02954: to the peak over 2000 steps, 31.6 % of it after 80 % of the tokens, 10 % after 90 %."""
+    schedule = deepseek()
+    expected = {
+        0: 0.0, 1000: 2.1e-4, 2000: 4.2e-4, 79_999: 4.2e-4, 80_000: 4.2e-4 * 0.316, 89_999: 4.2e-4 * 0.316,
+        90_000: 4.2e-5, 100_000: 4.2e-5, 100_001: 4.2e-5,
+    }  # fmt: skip
+    assert {step: learning_rate(schedule, step * BATCH) for step in expected} == pytest.approx(expected)
+
+
+def test_points_of_ones_own_count_from_the_start_of_the_decay_length():
+    points = ("1e-1:0.5", "0.3:0.25", "0.70:0.75")
+    schedule = deepseek(lr_multi_step_points=points, lr_decay_iters=10, lr_warmup_iters=0)
+    rates = [learning_rate(schedule, step * BATCH) / schedule.max_lr for step in range(12)]
+    assert rates == [1.0, *[0.5] * 2, *[0.25] * 4, *[0.75] * 5]
+
+
+def test_multi_step_survives_a_checkpoint_and_a_change_is_told():
+    run = {"lr_decay_style": "multi-step", "min_lr": 0.0}
+    saved = json.loads(json.dumps(dataclasses.asdict(schedule_of(**run))))
+    current = schedule_settings(run_of(**run))
+    assert reconcile(saved, current, False, False) == current
+    assert Schedule.from_settings(saved) == schedule_of(**run)
+    changed = schedule_settings(run_of(**run, lr_multi_step_points=("0.5:0.1",)))
+    with pytest.raises(CheckpointError, match="--lr-multi-step-points"):
+        reconcile(saved, changed, False, False)
+    older = {name: value for name, value in current.items() if name != "lr_multi_steps"}
+    assert Schedule.from_settings({**older, "lr_decay_style": "linear"}).lr_multi_steps == ()
+
+
+def test_lengths_in_tokens_are_those_in_samples():
+    """Bloom-176B's: 2048 tokens a sample, 375M tokens of warm-up, decay over 410B, 450B in all; incomplete ones go."""
+    tokens = {
+        "train_tokens": 450_000_000_000, "lr_decay_tokens": 410_000_000_000, "lr_warmup_tokens": 375_000_000,
+        "lr_wsd_decay_tokens": 2048_000 + 2047,
+    }  # fmt: skip
+    samples = {
+        "train_samples": 219_726_562, "lr_decay_samples": 200_195_312, "lr_warmup_samples": 183_105,
+        "lr_wsd_decay_samples": 1000,
+    }  # fmt: skip
+    common = {"train_iters": None, "seq_length": 2048, "lr_decay_style": "WSD", "global_batch_size": 2048}
+    by_tokens, by_samples = (run_of(**common, **lengths) for lengths in (tokens, samples))
+    assert schedule_settings(by_tokens) == schedule_settings(by_samples)
+    assert by_tokens.total_train_iters == by_samples.total_train_iters == 107_288
+    ramp = {"rampup_batch_size": (192, 16, 9_765_625)}
+    assert by_tokens.with_values(**ramp).total_train_iters == by_samples.with_values(**ramp).total_train_iters

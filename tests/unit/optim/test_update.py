@@ -1,0 +1,131 @@
+"""A loss or gradient that is no number leaves everything as it was; any other goes through clipping as before."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from megatron_ext.optim.update import gradient_norm, update_or_skip
+from megatron_ext.parallel.world import World
+from megatron_ext.training import step as step_module
+from megatron_ext.training.components import Components
+from megatron_ext.training.forward import forward_step
+from megatron_ext.training.metrics import StepResult, TrainState
+from megatron_ext.training.readers import open_readers
+from megatron_ext.training.step import train_step
+from tests.unit.tiny import TokenView, tiny_components, tiny_run
+
+WRAPPERS = [
+    {},
+    {"bf16": True},
+    {"use_distributed_optimizer": True},
+    {"use_distributed_optimizer": True, "bf16": True},
+    {"optimizer": "sgd"},
+    {"clip_grad": 0.0},
+]
+
+
+def train(parts: Components, steps: int, state: TrainState) -> list[StepResult]:
+    results = []
+    with open_readers(parts, TokenView(), state.consumed_samples, parts.run.global_batch_size_at) as readers:
+        for _ in range(steps):
+            results.append(train_step(parts, state, readers))
+            state.advance(results[-1])
+    return results
+
+
+def everything(parts: Components) -> list[torch.Tensor]:
+    """Weights, main weights and moments, and the step counts."""
+    inner = parts.optimizer.optimizer
+    tensors = [parameter.detach() for model in parts.models for parameter in model.parameters()]
+    for group in inner.param_groups:
+        tensors += [torch.tensor(group["step"]), *(parameter.detach() for parameter in group["params"])]
+        tensors += [value for parameter in group["params"] for value in inner.state[parameter].values()]
+    return [tensor.clone() for tensor in tensors]
+
+
+def unchanged(parts: Components, before: list[torch.Tensor]) -> bool:
+    return all(new.equal(old) for new, old in zip(everything(parts), before, strict=True))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("values", WRAPPERS, ids=str)
+def test_one_bad_element_of_one_gradient_skips_the_update(values: dict, bad: float, world: World, capsys):
+    parts, state = tiny_components(tiny_run(**values), world), TrainState()
+    train(parts, 2, state)
+    before = everything(parts)
+    norm = parts.models[0].decoder.final_layernorm.weight
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        gradient[3] = bad
+        return gradient
+
+    hook = norm.register_hook(poison)
+    [skipped] = train(parts, 1, state)
+    hook.remove()
+    assert skipped.skipped and skipped.is_nan and math.isfinite(skipped.lm_loss)
+    assert unchanged(parts, before)
+    assert "iteration 3: loss" in capsys.readouterr().err
+    assert (state.skipped_iterations, state.nan_iterations, state.skipped_in_a_row) == (1, 1, 1)
+    assert (state.consumed_samples, state.schedule_step) == (12, 8)
+    [after] = train(parts, 1, state)
+    assert not after.skipped and state.skipped_in_a_row == 0 and not unchanged(parts, before)
+
+
+@pytest.mark.parametrize("values", [{}, {"fp16": True, "loss_scale": 64.0}], ids=str)
+def test_a_bad_loss_with_good_gradients_skips_the_update(values: dict, world: World, capsys, monkeypatch):
+    """As of a label whose logit is minus infinity."""
+    parts, state = tiny_components(tiny_run(**values), world), TrainState()
+    before = everything(parts)
+
+    def forward_with_bad_report(*arguments: object) -> tuple:
+        output, loss_function = forward_step(*arguments)
+
+        def losses(values: torch.Tensor) -> tuple:
+            total, counted, report = loss_function(values)
+            report["loss and tokens"][0] = math.inf
+            return total, counted, report
+
+        return output, losses
+
+    monkeypatch.setattr(step_module, "forward_step", forward_with_bad_report)
+    [result] = train(parts, 1, state)
+    assert result.skipped and result.lm_loss == math.inf and unchanged(parts, before)
+    assert "rank 0: the loss of its own micro-batches is inf" in capsys.readouterr().out
+
+
+def test_an_overflow_of_the_scaled_gradient_is_no_nan_iteration(world: World, capsys):
+    parts, state = tiny_components(tiny_run(fp16=True, initial_loss_scale=2.0**60), world), TrainState()
+    [result] = train(parts, 1, state)
+    assert result.skipped and not result.is_nan and result.grad_norm is None
+    assert (state.nan_iterations, state.skipped_in_a_row) == (0, 1)
+    assert "gradient norm" not in capsys.readouterr().err
+
+
+def test_the_norm_is_also_known_without_clipping(world: World):
+    free, clipped = (tiny_components(tiny_run(clip_grad=clip), world) for clip in (0.0, 1e9))
+    norms = [train(parts, 1, TrainState())[0].grad_norm for parts in (free, clipped)]
+    assert norms[0] == norms[1] > 0.0
+
+
+def test_gradients_outside_of_the_norm_are_looked_at(world: World):
+    """Copies of a parameter on further tensor-parallel ranks are not counted, but must be numbers."""
+    parts = tiny_components(tiny_run(), world)
+    weight = parts.models[0].decoder.final_layernorm.weight
+    for parameter in parts.models[0].parameters():
+        parameter.main_grad.fill_(0.5)
+    parts.optimizer.prepare_grads()
+    whole = gradient_norm(parts.optimizer, loss_is_finite=True)
+    weight.shared = True
+    without = gradient_norm(parts.optimizer, loss_is_finite=True)
+    assert without == pytest.approx(math.sqrt(whole**2 - 0.25 * weight.numel()), rel=1e-6)
+    weight.main_grad[0] = math.nan
+    assert math.isnan(gradient_norm(parts.optimizer, loss_is_finite=True))
+    weight.main_grad[0] = 0.5
+    assert math.isnan(gradient_norm(parts.optimizer, loss_is_finite=False))
+    before = everything(parts)
+    assert not update_or_skip(parts.optimizer, math.nan).made and unchanged(parts, before)
+    assert update_or_skip(parts.optimizer, 1.0).made and not unchanged(parts, before)
