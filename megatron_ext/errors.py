@@ -45,6 +45,10 @@ class CheckpointError(MegatronExtError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 
 
+class TrainingError(MegatronExtError):
+    """Training has come to a point from which it makes no progress."""
+
+
 class ConversionError(MegatronExtError):
     """A model cannot be expressed on the other side, or the converted model computes something else."""
 

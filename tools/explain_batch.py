@@ -109,7 +109,7 @@ def step_samples(
 
     if run.train.global_batch_size is None and run.train.micro_batch_size is None:
         raise ConfigError("the size of a batch is not known", fix="Give --global-batch-size")
-    length_is_known = run.train.train_iters is not None or run.train.train_samples is not None
+    length_is_known = run.train.train_iters is not None or run.samples_of("train") is not None
     if step < 1 or (length_is_known and step > run.total_train_iters):
         raise ConfigError(
             f"there is no step {step}",

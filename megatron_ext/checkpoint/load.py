@@ -30,8 +30,19 @@ SHAPE_SETTINGS = (
     "layernorm_epsilon",
     "swiglu",
     "untie_embeddings_and_output_weights",
+    "norm_head",
+    "embedding_multiplier",
+    "logits_multiplier",
     "add_bias_linear",
     "add_qkv_bias",
+    "add_attention_output_bias",
+    "add_mlp_up_bias",
+    "add_mlp_down_bias",
+    "embedding_layernorm",
+    "parallel_residual",
+    "rotary_interleaved",
+    "openai_gelu",
+    "rope_scaling",
 )
 """Settings that make another model of the same tensors, besides the derived sizes compared below."""
 
@@ -100,7 +111,8 @@ def load_checkpoint(
     for index, model in enumerate(models):
         model.load_state_dict(tensors[f"model{index}"])
     if optimizer is not None:
-        load_optimizer_state(optimizer, model_tensors(models), tensors["optimizer"])
+        # a stage that trains nothing has no optimizer tensors
+        load_optimizer_state(optimizer, model_tensors(models), tensors.get("optimizer", {}))
         set_optimizer_step(optimizer, record.optimizer_step or 0)
         set_scaler_state(optimizer, record.loss_scaler)
     return record

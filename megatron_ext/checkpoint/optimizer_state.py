@@ -157,9 +157,9 @@ def _main_and_moments(
 
 
 def _entries(model_state: ShardedStateDict) -> list[Sharded]:
-    """The model's parameters in a fixed order; tied copies on one rank come once."""
+    """The trained parameters of the model in a fixed order; tied copies on one rank come once."""
     unique = {id(entry.data): entry for entry in nested_values(model_state) if isinstance(entry, Sharded)}
-    return list(unique.values())
+    return [entry for entry in unique.values() if entry.data.requires_grad]
 
 
 def _like(entry: Sharded, name: str, tensor: torch.Tensor) -> Sharded:

@@ -19,14 +19,16 @@ _REASONS: tuple[tuple[str, str], ...] = (
     ("use --position-embedding-type rope", "--use-rotary-position-embeddings"),
     ("use --position-embedding-type none", "--no-position-embedding"),
     (
-        "only plain RoPE is built: --position-embedding-type rope with --rotary-base and --rotary-percent",
-        "--rotary-interleaved --rotary-scaling-factor --rotary-seq-len-interpolation-factor --use-rope-scaling "
-        "--rope-scaling-factor --rope-type --no-rope-freq --mrope-section --mscale --mscale-all-dim "
-        "--relative-attention-*",
+        "RoPE is stretched by --rope-scaling-type and its options",
+        "--rotary-scaling-factor --rotary-seq-len-interpolation-factor --rope-type --mscale --mscale-all-dim",
     ),
     (
-        "the activation is GELU, or SiLU with a gate through --swiglu",
-        "--squared-relu --openai-gelu --onnx-safe --quick-geglu --glu-linear-offset --activation-func-*",
+        "positions are --position-embedding-type rope, alibi, learned_absolute or none, the same in every layer",
+        "--no-rope-freq --mrope-section --relative-attention-*",
+    ),
+    (
+        "the activation is GELU, --openai-gelu, or SiLU with a gate through --swiglu",
+        "--squared-relu --onnx-safe --quick-geglu --glu-linear-offset --activation-func-*",
     ),
     (
         "no supported architecture needs this variant of a block",

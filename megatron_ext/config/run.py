@@ -133,6 +133,21 @@ class RunConfig:
         """Micro-batches of each data-parallel rank in the step that starts after `consumed_samples`."""
         return self.global_batch_size_at(consumed_samples) // self.batch_unit
 
+    def samples_of(self, length: str) -> int | None:
+        """A length that is given in samples or in tokens, in samples; None when it is given in neither.
+
+        Tokens count as the whole samples of --seq-length that they make, also under --seq-length-warmup, which cuts
+        samples but leaves their tokens.
+
+        Args:
+            length: `train`, `lr_decay`, `lr_warmup` or `lr_wsd_decay`.
+        """
+        tokens = self.get(f"{length}_tokens")
+        if tokens and self.train.seq_length:
+            return int(tokens) // self.train.seq_length
+        samples: int | None = self.get(f"{length}_samples")
+        return samples
+
     @property
     def num_microbatches(self) -> int:
         """Micro-batches of each data-parallel rank in one step once any ramp-up is over."""
@@ -140,10 +155,10 @@ class RunConfig:
 
     @property
     def total_train_iters(self) -> int:
-        """Optimizer steps of the whole run; for --train-samples, the full batches that fit, ramp-up included."""
+        """Optimizer steps of the whole run; for --train-samples (-tokens), the full batches that fit, with ramp-up."""
         if self.train.train_iters is not None:
             return self.train.train_iters
-        wanted, consumed, iterations = self.train.train_samples or 0, 0, 0
+        wanted, consumed, iterations = self.samples_of("train") or 0, 0, 0
         ramp_samples = self.train.rampup_batch_size[2] if self.train.rampup_batch_size else -1
         while consumed <= ramp_samples and consumed + self.global_batch_size_at(consumed) <= wanted:
             consumed += self.global_batch_size_at(consumed)

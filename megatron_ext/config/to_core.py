@@ -6,6 +6,7 @@ Imported after the device adapter is in place; each function takes the device th
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Callable
@@ -27,16 +28,43 @@ UNMAPPED: dict[str, str] = {
     "position_embedding_type": "GPTModel's argument and our attention (model/)",
     "rotary_base": "GPTModel's argument (model/)",
     "rotary_percent": "GPTModel's argument (model/)",
+    "rotary_interleaved": "our attention (model/)",
+    "rope_scaling_type": "our attention (model/rotary_frequencies.py)",
+    "use_rope_scaling": "our attention (model/rotary_frequencies.py)",
+    "rope_scaling_factor": "our attention (model/rotary_frequencies.py)",
+    "original_max_position_embeddings": "our attention (model/rotary_frequencies.py)",
+    "rope_scaling_beta_fast": "our attention (model/rotary_frequencies.py)",
+    "rope_scaling_beta_slow": "our attention (model/rotary_frequencies.py)",
+    "rope_scaling_low_freq_factor": "our attention (model/rotary_frequencies.py)",
+    "rope_scaling_high_freq_factor": "our attention (model/rotary_frequencies.py)",
+    "rope_scaling_attention_factor": "our attention (model/rotary_frequencies.py)",
+    "add_attention_output_bias": "our layer's projections (model/chosen_bias.py)",
+    "add_mlp_up_bias": "our layer's projections (model/chosen_bias.py)",
+    "add_mlp_down_bias": "our layer's projections (model/chosen_bias.py)",
+    "embedding_layernorm": "our model's embedding (model/embedding_norm.py)",
+    "parallel_residual": "our layer (model/parallel_residual.py)",
     "untie_embeddings_and_output_weights": "GPTModel's share_embeddings_and_output_weights (model/)",
+    "norm_head": "our output layer (model/output_layer.py)",
+    "embedding_multiplier": "our GPTModel (model/gpt.py)",
+    "logits_multiplier": "our output layer (model/output_layer.py)",
     "make_vocab_size_divisible_by": "padded vocabulary (model/counts.py)",
     "vocab_size": "padded vocabulary (model/counts.py)",
     "padded_vocab_size": "padded vocabulary (model/counts.py)",
     "group_query_attention": "implied by num_query_groups, which is mapped",
     "distributed_backend": "parallel/world.py",
     "distributed_timeout_minutes": "parallel/world.py",
+    "lr_multipliers": "parameter groups (optim/groups.py)",
+    "weight_decay_multipliers": "parameter groups (optim/groups.py)",
+    "freeze": "optim/freeze.py",
+    "train_only": "optim/freeze.py",
+    "lion_beta1": "our update rule (optim/)",
+    "lion_beta2": "our update rule (optim/)",
     "device": "platform/",
     "num_threads": "parallel/world.py",
 }
+
+_TANH_GELU = functools.partial(F.gelu, approximate="tanh")
+"""arXiv:1606.08415, section 2: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
 
 _SAME_NAME_IN_OPTIMIZER = (
     "optimizer",
@@ -127,7 +155,7 @@ def _architecture(run: RunConfig) -> dict[str, Any]:
         "normalization": model.normalization,
         "layernorm_epsilon": model.layernorm_epsilon,
         "gated_linear_unit": model.swiglu,
-        "activation_func": F.silu if model.swiglu else F.gelu,
+        "activation_func": F.silu if model.swiglu else _TANH_GELU if model.openai_gelu else F.gelu,
         "add_bias_linear": model.add_bias_linear,
         "add_qkv_bias": model.add_qkv_bias,
         "hidden_dropout": model.hidden_dropout,

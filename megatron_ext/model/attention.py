@@ -15,6 +15,7 @@ from torch.nn import functional
 from megatron_ext.model.alibi import alibi_bias, alibi_slopes
 from megatron_ext.model.document_attention import attend_by_document, plan_documents, restarted_positions
 from megatron_ext.model.rotary import apply_rotary
+from megatron_ext.model.rotary_frequencies import Rotary
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,13 @@ class Positions:
 
     Attributes:
         alibi: ALiBi's bias.
-        rotary_base: `--rotary-base`; None rotates nothing.
-        rotary_percent: share of each head that is rotated.
+        rotary: how queries and keys are rotated; None rotates nothing.
         isolate: no token attends to another document of its sample (`--reset-attention-mask`).
         restart: rotate by the place in the document, not in the sample (`--reset-position-ids`).
     """
 
     alibi: bool = False
-    rotary_base: float | None = None
-    rotary_percent: float = 1.0
+    rotary: Rotary | None = None
     isolate: bool = False
     restart: bool = False
 
@@ -87,10 +86,9 @@ class CausalAttention(torch.nn.Module):
             assert not (self.training and positions.reads_documents), "training must say where documents begin"
         else:
             assert positions.reads_documents, "documents are not isolated in this model, so no mask may come in"
-        if positions.rotary_base is not None:
+        if positions.rotary is not None:
             places = restarted_positions(starts, device) if positions.restart and starts is not None else None
-            base, share = positions.rotary_base, positions.rotary_percent
-            query, key = apply_rotary(query, base, share, places), apply_rotary(key, base, share, places)
+            query, key = apply_rotary(query, positions.rotary, places), apply_rotary(key, positions.rotary, places)
         plan = plan_documents(starts, device) if positions.isolate and starts is not None else None
         s, b, heads, hn = query.shape
         bias = _cached_bias(self.slopes, s, device) if self.slopes else None

@@ -46,6 +46,7 @@ class ParameterCounts:
     attention: int
     mlp: int
     layer_norms: int
+    embedding_norm: int
     final_norm: int
     output_layer: int
 
@@ -57,7 +58,8 @@ class ParameterCounts:
     @property
     def total(self) -> int:
         """All parameters; tied embeddings count once."""
-        outside = self.word_embedding + self.position_embedding + self.final_norm + self.output_layer
+        outside = self.word_embedding + self.position_embedding + self.embedding_norm
+        outside += self.final_norm + self.output_layer
         return self.layers * self.layer + outside
 
 
@@ -73,18 +75,16 @@ def parameter_counts(model: ModelConfig, vocab_rows: int, max_positions: int | N
     query, key_value = model.heads * model.head_dim, model.query_groups * model.head_dim
     qkv_width, fc1_width = query + 2 * key_value, ffn * (2 if model.swiglu else 1)
     norm = hidden * (1 if model.normalization == "RMSNorm" else 2)
-    biases = model.add_bias_linear
+    qkv_bias, output_bias, fc1_bias, fc2_bias = model.biased_projections
     learned = model.position_embedding_type == "learned_absolute"
     return ParameterCounts(
         layers=model.num_layers or 0,
         word_embedding=vocab_rows * hidden,
         position_embedding=(max_positions or model.max_position_embeddings or 0) * hidden if learned else 0,
-        attention=hidden * qkv_width
-        + query * hidden
-        + (qkv_width if biases or model.add_qkv_bias else 0)
-        + (hidden if biases else 0),
-        mlp=hidden * fc1_width + ffn * hidden + (fc1_width + hidden if biases else 0),
-        layer_norms=2 * norm,
+        attention=hidden * qkv_width + query * hidden + (qkv_width if qkv_bias else 0) + (hidden if output_bias else 0),
+        mlp=hidden * fc1_width + ffn * hidden + (fc1_width if fc1_bias else 0) + (hidden if fc2_bias else 0),
+        layer_norms=norm if model.parallel_residual else 2 * norm,
+        embedding_norm=norm if model.embedding_layernorm else 0,
         final_norm=norm,
         output_layer=vocab_rows * hidden if model.untie_embeddings_and_output_weights else 0,
     )

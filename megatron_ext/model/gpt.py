@@ -7,10 +7,11 @@ import functools
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -20,28 +21,57 @@ from torch import Tensor
 from megatron_ext.config import RunConfig
 from megatron_ext.config.to_core import transformer_config
 from megatron_ext.model.attention import CausalAttention, Positions
+from megatron_ext.model.chosen_bias import column_parallel, row_parallel
 from megatron_ext.model.counts import padded_vocab_size
-from megatron_ext.model.cross_entropy import vocab_parallel_cross_entropy
+from megatron_ext.model.cross_entropy import cross_entropy_with_max_z, vocab_parallel_cross_entropy
+from megatron_ext.model.embedding_norm import add_embedding_norm
 from megatron_ext.model.init import initialize_parameters
 from megatron_ext.model.norm import NORMS
+from megatron_ext.model.output_layer import output_layer_of
+from megatron_ext.model.parallel_residual import ParallelResidualLayer
+from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.model.te_attention import TransformerEngineAttention, has_transformer_engine
 
 
 class PretrainGPT(GPTModel):
-    """megatron-core's GPTModel whose loss leaves the padded vocabulary out of the softmax.
+    """megatron-core's GPTModel with multipliers, NormHead and max-z loss; its loss leaves the padded vocabulary out.
 
     `forward(tokens, position_ids, document_starts, labels=labels)` returns fp32 losses `[b, s]` on the last stage
     (logits `[b, s, v_padded/tp]` without labels) and hidden states `[s, b, h]` elsewhere. `document_starts` takes the
     place of megatron-core's attention mask and is what `CausalAttention.forward` says: None for most models.
 
+    In training the losses carry the gradient of the max-z loss too; `largest_logits` then holds what it is made of,
+    fp32 `[b, s]`, from the last forward pass of a last stage. None without that loss, and in evaluation.
+
     Args:
+        run: the multipliers, NormHead, the weight of the max-z loss.
         true_vocab_size: number of tokens without padding.
         **core: GPTModel's own arguments.
     """
 
-    def __init__(self, *, true_vocab_size: int, **core: object) -> None:
+    largest_logits: Tensor | None = None
+    output_layer: ColumnParallelLinear
+
+    def __init__(self, run: RunConfig, true_vocab_size: int, **core: object) -> None:
         super().__init__(**core)
         self.true_vocab_size = true_vocab_size
+        self.embedding_multiplier = run.model.embedding_multiplier
+        self.max_z_loss_weight = run.train.max_z_loss_weight
+        if self.post_process:
+            self.output_layer = output_layer_of(self.output_layer, run.model)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        decoder_input: Tensor | None = None,
+        **rest: object,
+    ) -> Tensor:
+        """Multiply the embedding's output, then go on as megatron-core does; see the class."""
+        if self.pre_process and decoder_input is None and self.embedding_multiplier != 1.0:
+            decoder_input = self.embedding(input_ids=input_ids, position_ids=position_ids) * self.embedding_multiplier
+        return super().forward(input_ids, position_ids, attention_mask, decoder_input, **rest)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Return the loss of every token, fp32 `[b, s]`.
@@ -50,7 +80,14 @@ class PretrainGPT(GPTModel):
             labels: int64 `[b, s]`.
             logits: `[s, b, v_padded/tp]`; collective over the tensor-parallel group.
         """
-        loss = vocab_parallel_cross_entropy(logits, labels.transpose(0, 1), self.true_vocab_size, self.pg_collection.tp)
+        group, labels, self.largest_logits = self.pg_collection.tp, labels.transpose(0, 1), None
+        if self.training and self.max_z_loss_weight:
+            loss, largest = cross_entropy_with_max_z(
+                logits, labels, self.true_vocab_size, group, self.max_z_loss_weight
+            )
+            self.largest_logits = largest.transpose(0, 1)
+        else:
+            loss = vocab_parallel_cross_entropy(logits, labels, self.true_vocab_size, group)
         return loss.transpose(0, 1).contiguous()
 
 
@@ -79,26 +116,30 @@ def build_model(run: RunConfig, vocab_size: int, device: str) -> list[PretrainGP
 
 def layer_spec(run: RunConfig, device: str) -> ModuleSpec:
     """Return the module tree of one transformer layer: megatron-core's, with our norm and core attention."""
-    norm = NORMS[run.model.normalization]
+    model, norm = run.model, NORMS[run.model.normalization]
+    qkv_bias, output_bias, fc1_bias, fc2_bias = model.biased_projections
     positions = positions_of(run)
     ours = positions.alibi or positions.reads_documents
     on_engine = device == "cuda" and has_transformer_engine() and not ours
     attention = functools.partial(TransformerEngineAttention if on_engine else CausalAttention, positions=positions)
     return ModuleSpec(
-        module=TransformerLayer,
+        module=ParallelResidualLayer if model.parallel_residual else TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear, core_attention=attention, linear_proj=RowParallelLinear
+                    linear_qkv=column_parallel(qkv_bias),
+                    core_attention=attention,
+                    linear_proj=row_parallel(output_bias),
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=norm,
+            pre_mlp_layernorm=IdentityOp if model.parallel_residual else norm,
             mlp=ModuleSpec(
-                module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+                module=MLP,
+                submodules=MLPSubmodules(linear_fc1=column_parallel(fc1_bias), linear_fc2=row_parallel(fc2_bias)),
             ),
             mlp_bda=get_bias_dropout_add,
         ),
@@ -114,7 +155,8 @@ def positions_of(run: RunConfig) -> Positions:
     isolate = data.reset_attention_mask
     if model.position_embedding_type == "rope":
         restart = data.reset_position_ids and not isolate
-        return Positions(False, model.rotary_base, model.rotary_percent, isolate, restart)
+        rotary = Rotary(model.rotary_base, model.rotary_percent, model.rotary_interleaved, model.rope_scaling)
+        return Positions(rotary=rotary, isolate=isolate, restart=restart)
     return Positions(alibi=model.position_embedding_type == "alibi", isolate=isolate)
 
 
@@ -127,6 +169,7 @@ def _build_chunk(
     last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage)
     learned = model.position_embedding_type == "learned_absolute"
     chunk = PretrainGPT(
+        run=run,
         true_vocab_size=vocab_size,
         config=core,
         transformer_layer_spec=TransformerBlockSubmodules(
@@ -142,6 +185,8 @@ def _build_chunk(
         position_embedding_type="learned_absolute" if learned else "none",
         vp_stage=stage,
     )
+    if model.embedding_layernorm and first:
+        add_embedding_norm(chunk.embedding, NORMS[model.normalization])
     if learned and first:
         # the only parameter that megatron-core leaves in fp32 (its Float16Module casts it later)
         chunk.embedding.position_embeddings.to(core.params_dtype)

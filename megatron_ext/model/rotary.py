@@ -7,53 +7,60 @@ import functools
 import torch
 from torch import Tensor
 
+from megatron_ext.model.rotary_frequencies import Rotary, attention_factor, inverse_frequencies
 
-def apply_rotary(x: Tensor, base: float, fraction: float, positions: Tensor | None = None) -> Tensor:
-    """Rotate the first `fraction` of every head of `x` by its position, half-rotate convention.
 
-    Dimensions d and d + D/2 of the rotated D form a pair that is turned by position * base^(-2d/D). The angles are
-    fp32, the products have the dtype of `x`.
+def apply_rotary(x: Tensor, rotary: Rotary, positions: Tensor | None = None) -> Tensor:
+    """Rotate the first channels of every head of `x` by its position.
+
+    Of the D rotated channels, d and d + D/2 form a pair, or 2d and 2d + 1 if interleaved, that is turned by
+    position * inverse_frequencies[d]; yarn scales it as well. The angles are fp32, the products have the dtype of `x`.
 
     Args:
         x: `[s, b, n, hn]`. Rank-local.
-        base: `--rotary-base`.
-        fraction: `--rotary-percent`.
+        rotary: which channels turn, and how fast.
         positions: int64 `[s, b]`, each below s; None for 0..s-1 along the first dimension.
 
-    Source: arXiv:2104.09864, equation 34; pairs as in Llama's Hugging Face weights and megatron-core's default.
+    Source: arXiv:2104.09864, equation 34, whose pairs are interleaved; pairs d, d + D/2 as in Llama's Hugging Face
+    weights and megatron-core's default.
     """
-    rotated = int(x.shape[-1] * fraction)
-    cos, sin = _tables(x.shape[0], rotated, base, x.dtype, x.device)
+    rotated = int(x.shape[-1] * rotary.percent)
+    cos, sin = _tables(x.shape[0], rotated, rotary, x.dtype, x.device)
     if positions is not None:
         cos, sin = (table[positions, 0] for table in (cos, sin))  # [s, b, 1, D/2]
-    return _Rotate.apply(x, cos, sin)
+    return _Rotate.apply(x, cos, sin, rotary.interleaved)
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, cos, sin):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def forward(ctx, x, cos, sin, interleaved):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin)
+        ctx.interleaved = interleaved
+        return _rotate(x, cos, sin, interleaved)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         cos, sin = ctx.saved_tensors
-        return _rotate(grad, cos, -sin), None, None
+        return _rotate(grad, cos, -sin, ctx.interleaved), None, None, None
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     half = cos.shape[-1]
-    first, second = x[..., :half], x[..., half : 2 * half]
+    rotated = 2 * half
+    halves = (slice(0, rotated, 2), slice(1, rotated, 2)) if interleaved else (slice(0, half), slice(half, rotated))
+    first, second = (x[..., part] for part in halves)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    out[..., 2 * half :] = x[..., 2 * half :]
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out[..., half : 2 * half]).addcmul_(first, sin)
+    out[..., rotated:] = x[..., rotated:]
+    torch.mul(first, cos, out=out[..., halves[0]]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out[..., halves[1]]).addcmul_(first, sin)
     return out
 
 
 @functools.lru_cache(maxsize=4)
-def _tables(length: int, rotated: int, base: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _tables(
+    length: int, rotated: int, rotary: Rotary, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines `[s, 1, 1, D/2]`, shared by all layers."""
-    frequency = 1.0 / base ** (torch.arange(0, rotated, 2, dtype=torch.float32, device=device) / rotated)
+    frequency, factor = inverse_frequencies(rotary, rotated, device), attention_factor(rotary)
     angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)[:, None, None, :]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)

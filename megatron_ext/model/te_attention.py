@@ -48,8 +48,7 @@ class TransformerEngineAttention(torch.nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: object) -> Tensor:
         """Attend; shapes and result as in `CausalAttention.forward`."""
-        if self.positions.rotary_base is not None:
-            base, share = self.positions.rotary_base, self.positions.rotary_percent
-            query, key = apply_rotary(query, base, share), apply_rotary(key, base, share)
+        if self.positions.rotary is not None:
+            query, key = apply_rotary(query, self.positions.rotary), apply_rotary(key, self.positions.rotary)
         self.kernel.train(self.training)
         return self.kernel(query, key, value, attention_mask, attn_mask_type=AttnMaskType.causal)

@@ -14,6 +14,7 @@ from megatron_ext.config import RunConfig
 from megatron_ext.config.to_core import ddp_config
 from megatron_ext.model.gpt import PretrainGPT, build_model
 from megatron_ext.optim.build import build_optimizer
+from megatron_ext.optim.freeze import freeze_parameters
 from megatron_ext.parallel.world import World
 from megatron_ext.training.schedule import Schedule, schedule_settings
 
@@ -73,6 +74,7 @@ def assemble(
 
     Tests and benchmarks that feed tensors of their own leave tokenizer and datasets out.
     """
+    freeze_parameters(run, models)
     chunks = wrap_data_parallel(run, models)
     optimizer = build_optimizer(run, chunks)
     core = models[0].config

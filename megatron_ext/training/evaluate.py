@@ -34,7 +34,7 @@ def evaluate(parts: Components, split: str = "valid") -> float:
     loss_sum = counted_tokens = 0.0
     with _evaluation_mode(parts), open_readers(parts, view, 0, lambda _: global_batch_size) as readers:
         for _ in range(batches):
-            loss, tokens, _ = forward_backward(parts, readers, global_batch_size, forward_only=True)
+            loss, tokens, *_ = forward_backward(parts, readers, global_batch_size, forward_only=True)
             loss_sum, counted_tokens = loss_sum + loss, counted_tokens + tokens
     return loss_sum / counted_tokens if counted_tokens else math.nan
 

@@ -29,11 +29,14 @@ def forward_step(micro_batches: Iterator[Batch] | None, model: torch.nn.Module) 
         return model(None, None, None), _no_loss
     batch = next(micro_batches)
     output = model(batch["tokens"], batch["position_ids"], batch.get("document_starts"), labels=batch["labels"])
-    return output, functools.partial(sum_losses, batch["loss_mask"], sources=batch.get("sources"))
+    largest_logits = getattr(getattr(model, "module", model), "largest_logits", None)
+    return output, functools.partial(
+        sum_losses, batch["loss_mask"], sources=batch.get("sources"), largest_logits=largest_logits
+    )
 
 
 def sum_losses(
-    loss_mask: Tensor, losses: Tensor, sources: Tensor | None = None
+    loss_mask: Tensor, losses: Tensor, sources: Tensor | None = None, largest_logits: Tensor | None = None
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return the summed loss, the number of tokens it counts, and both for the report.
 
@@ -45,10 +48,14 @@ def sum_losses(
         losses: fp32 `[b, s]`.
         sources: int64 `[samples]`, where each sample comes from; a sample has b / samples rows. With it the report
             also holds `sources` and, fp64 `[2, samples]`, loss and tokens of each sample.
+        largest_logits: fp32 `[b, s]`, with a max-z loss, whose gradient `losses` carry already; the report then also
+            holds the sum of their squares.
     """
     masked = losses * loss_mask
     total, counted = masked.sum(), loss_mask.sum()
     report = {"loss and tokens": torch.stack([total.detach(), counted])}
+    if largest_logits is not None:
+        report["squared logits"] = (largest_logits.square() * loss_mask).sum()
     if sources is not None:
         pair = torch.stack([masked.detach(), loss_mask])
         report["sources"] = sources

@@ -268,13 +268,21 @@ def evaluation_hook(parts: HookParts, outputs: Outputs) -> Hook | None:
 
 
 def checkpoint_hook(parts: HookParts) -> Hook | None:
-    """Save every --save-interval iterations; collective. After all other outputs, so that a resume finds them."""
+    """Save every --save-interval iterations; collective. After all other outputs, so that a resume finds them.
+
+    Not after an iteration whose loss or gradient was no number: the weights may be the reason, and a checkpoint of
+    them would push out good ones.
+    """
     save, interval = parts.save, parts.run.checkpoint.save_interval
     if save is None or not interval:
         return None
 
     def save_checkpoint(context: StepContext) -> None:
-        if context.state.iteration % interval == 0:
+        if context.state.iteration % interval:
+            return
+        if context.result.is_nan:
+            log.warn(f"no checkpoint of iteration {context.state.iteration}: its loss or gradient was not finite")
+        else:
             save(context.state)
 
     return save_checkpoint

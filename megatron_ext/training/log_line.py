@@ -32,7 +32,7 @@ class Interval:
         """Count one iteration that took `flops` model operations over all ranks."""
         self.iterations += 1
         self.skipped += result.skipped
-        self.nan += not math.isfinite(result.lm_loss)
+        self.nan += result.is_nan
         self.loss_of_updates += 0.0 if result.skipped else result.lm_loss
         self.loss_of_all += result.lm_loss
         self.seconds += result.seconds
@@ -145,6 +145,8 @@ def _megatron_fields(
         f" lm loss: {_scientific(interval.lm_loss)}",
         f" loss scale: {1.0 if last.loss_scale is None else last.loss_scale:.1f}",
     ]
+    if last.max_z_loss is not None:
+        fields.insert(-1, f" max-z loss: {_scientific(last.max_z_loss)}")
     if last.grad_norm is not None:
         fields.append(f" grad norm: {last.grad_norm:.3f}")
     if last.num_zeros is not None:

@@ -13,7 +13,7 @@ from megatron_ext import log
 from megatron_ext.atomic import replace_text
 from megatron_ext.config import Resolved, RunConfig, check_rules, run_config_to_dict
 from megatron_ext.data.datasets import DatasetRequest, Datasets, build_datasets
-from megatron_ext.errors import ConfigError
+from megatron_ext.errors import ConfigError, TrainingError
 from megatron_ext.model.counts import padded_vocab_size, parameter_counts
 from megatron_ext.model.te_attention import describe_kernels
 from megatron_ext.parallel.world import start_world
@@ -60,7 +60,11 @@ def pretrain(resolved: Resolved, started_at: float) -> None:
 
 
 def train(parts: Components, state: TrainState, conditions: StopConditions) -> None:
-    """Run the loop from `state` until there is a reason to stop, then evaluate and save. Collective over all ranks."""
+    """Run the loop from `state` until there is a reason to stop, then evaluate and save. Collective over all ranks.
+
+    Raises:
+        TrainingError: too many updates in a row were skipped; nothing was saved after the last of them.
+    """
     run = parts.run
     save = SaveOnce(parts) if run.checkpoint.save else None
     samples = StepSamples() if run.logging.log_sample_ids else None
@@ -79,11 +83,18 @@ def train(parts: Components, state: TrainState, conditions: StopConditions) -> N
         reason = StopReason.COMPLETE
         if not run.train.skip_train:
             reason = run_steps(parts, state, conditions, build_hooks(hook_parts, outputs), samples)
-            if save is not None:
+            if save is not None and reason.saves:
                 save(state)
         if reason is StopReason.COMPLETE:
             final_evaluation(parts, state, outputs)
     log.info(f"stopped after iteration {state.iteration}: {reason.describe()}")
+    if reason is StopReason.SKIPPED_UPDATES:
+        raise TrainingError(
+            f"the last {state.skipped_in_a_row} updates were skipped, up to iteration {state.iteration}",
+            f"--max-skipped-iterations is {run.train.max_skipped_iterations}; warnings above tell loss and gradient "
+            "norm of each iteration that was no number; no checkpoint was written at the end",
+            "resume from the last checkpoint, with a lower --lr or without the ranks that are named above",
+        )
 
 
 def run_steps(

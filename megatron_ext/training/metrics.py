@@ -25,8 +25,8 @@ class TrainState:
     """How far a run has come, the same on every rank; all that a resume needs besides the tensors.
 
     `consumed_samples` names the next sample of the data order. `skipped_samples` are those of iterations whose
-    update was skipped (fp16 overflow, no learned token): the learning-rate schedule does not count them, see
-    `schedule_step`.
+    update was skipped (fp16 overflow, no learned token, NaN): the learning-rate schedule does not count them, see
+    `schedule_step`. `skipped_in_a_row` are the skipped iterations since the last update.
     Counters run over the whole run, not over one start of the program. `sources` is None without a blend.
     """
 
@@ -36,6 +36,7 @@ class TrainState:
     skipped_samples: int = 0
     skipped_iterations: int = 0
     nan_iterations: int = 0
+    skipped_in_a_row: int = 0
     sources: SourceProgress | None = None
 
     @property
@@ -50,7 +51,8 @@ class TrainState:
         self.consumed_tokens += result.num_tokens
         self.skipped_iterations += result.skipped
         self.skipped_samples += result.global_batch_size if result.skipped else 0
-        self.nan_iterations += not math.isfinite(result.lm_loss)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if result.skipped else 0
+        self.nan_iterations += result.is_nan
         if result.sources is not None:
             self.sources = self.sources or SourceProgress.begin(len(result.sources))
             self.sources.add(result.sources)
@@ -82,12 +84,13 @@ class StepResult:
         global_batch_size: samples of this iteration.
         num_tokens: tokens of this iteration over all ranks (global_batch_size * seq_length).
         seconds: wall time of the iteration, evaluation and checkpoints left out.
-        grad_norm: global L2 norm before clipping; None where none was computed.
+        grad_norm: global L2 norm before clipping, NaN or inf when it was not finite; None where none was computed.
         loss_scale: fp16 loss scale; None means 1.
-        skipped: the update was left out (fp16 overflow, or a batch without any learned token).
+        skipped: the update was left out (fp16 overflow, no learned token in the batch, a loss or gradient not finite).
         params_norm: L2 norm of all parameters, with --log-params-norm.
         num_zeros: zeros among all gradients, with --log-num-zeros-in-grad.
         sources: samples, tokens and loss of each source of a blend; None without one.
+        max_z_loss: mean over counted tokens of what the max-z loss adds to the gradient's loss; None without it.
         seq_length: length of the iteration's sequences, tokens, with --seq-length-warmup; else --seq-length.
     """
 
@@ -103,6 +106,12 @@ class StepResult:
     num_zeros: int | None = None
     seq_length: int | None = None
     sources: SourceTotals | None = None
+    max_z_loss: float | None = None
+
+    @property
+    def is_nan(self) -> bool:
+        """The loss or the gradient is NaN or infinite; a scaled fp16 gradient that overflows is not meant."""
+        return not math.isfinite(self.lm_loss) or not math.isfinite(self.grad_norm or 0.0)
 
     @property
     def tokens_per_s(self) -> float:
@@ -118,6 +127,7 @@ def perplexity(lm_loss: float) -> float:
 def step_record(state: TrainState, result: StepResult, tflops_per_rank: float) -> dict[str, Any]:
     """The line of metrics.jsonl for the iteration that `state` has just counted."""
     warm_up = {} if result.seq_length is None else {"seq_length": result.seq_length}
+    max_z = {} if result.max_z_loss is None else {"max_z_loss": result.max_z_loss}
     return {
         "iteration": state.iteration,
         "consumed_samples": state.consumed_samples,
@@ -130,6 +140,7 @@ def step_record(state: TrainState, result: StepResult, tflops_per_rank: float) -
         "tokens_per_s": result.tokens_per_s,
         "tflops_per_rank": tflops_per_rank,
         **warm_up,
+        **max_z,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel.layers import param_is_not_tensor_parallel_duplicate
 
 from megatron_ext import log
+from megatron_ext.optim.update import Update, update_or_skip
 from megatron_ext.parallel.world import World
 from megatron_ext.training.components import Components
 from megatron_ext.training.forward import Batch, forward_step
@@ -28,19 +30,22 @@ Readers = list[Iterator[Batch] | None]
 class BatchLoss(NamedTuple):
     """Loss summed over counted tokens, and how many those are; divided only where the last batch has been added.
 
-    `sources` has both for each source, where they were asked for.
+    `sources` has both for each source, where they were asked for; `squared_logits` is the sum over counted tokens of
+    the largest logit's square, with a max-z loss.
     """
 
     loss_sum: float
     counted_tokens: float
     sources: SourceTotals | None = None
+    squared_logits: float = 0.0
 
 
 def train_step(parts: Components, state: TrainState, readers: Readers) -> StepResult:
     """Train on the next global batch. Collective over all ranks.
 
     A micro-batch without any learned token weighs nothing. A global batch without any leaves weights and optimizer
-    as they are: its iteration counts as skipped, with loss 0 and a warning.
+    as they are: its iteration counts as skipped, with loss 0 and a warning. So does one whose loss or gradient is NaN
+    or infinite on any rank.
 
     Args:
         parts: model, optimizer, schedule.
@@ -56,30 +61,37 @@ def train_step(parts: Components, state: TrainState, readers: Readers) -> StepRe
         chunk.zero_grad_buffer()
     parts.optimizer.zero_grad()
     rate = set_rates(parts.optimizer.param_groups, parts.schedule, state.schedule_step)
-    loss_sum, counted_tokens, sources = forward_backward(
+    loss_sum, counted_tokens, sources, squared_logits = forward_backward(
         parts, readers, global_batch_size, forward_only=False, seq_length=seq_length
     )
     if counted_tokens:
-        updated, grad_norm, num_zeros = parts.optimizer.step()
+        update = update_or_skip(parts.optimizer, loss_sum)
     else:
         log.warn(
             f"iteration {state.iteration + 1} has no learned token in its {global_batch_size} samples: update skipped"
         )
-        updated, grad_norm, num_zeros = False, None, None
-    return StepResult(
+        update = Update(made=False)
+    result = StepResult(
         lm_loss=loss_sum / max(counted_tokens, 1.0),
         learning_rate=rate,
         global_batch_size=global_batch_size,
         num_tokens=global_batch_size * train.seq_length,
         seconds=time.perf_counter() - started,
-        grad_norm=None if grad_norm is None else float(grad_norm),
+        grad_norm=update.grad_norm,
         loss_scale=parts.optimizer.get_loss_scale().item() if train.fp16 else None,
-        skipped=not updated,
+        skipped=not update.made,
         params_norm=parameters_norm(parts) if parts.run.logging.log_params_norm else None,
-        num_zeros=None if num_zeros is None else int(num_zeros),
+        num_zeros=update.num_zeros,
         sources=sources,
+        max_z_loss=train.max_z_loss_weight * squared_logits / max(counted_tokens, 1.0) or None,
         seq_length=seq_length if train.seq_length_warmup else None,
     )
+    if result.is_nan:
+        norm = "not computed" if result.grad_norm is None else result.grad_norm
+        log.warn(
+            f"iteration {state.iteration + 1}: loss {result.lm_loss}, gradient norm {norm}: update skipped on all ranks"
+        )
+    return result
 
 
 def forward_backward(
@@ -113,18 +125,22 @@ def sum_reports(reports: list[dict[str, torch.Tensor]], world: World, num_source
         world: this rank among all.
         num_sources: k, for totals per source; 0 for none.
     """
-    total = torch.zeros(2 + 3 * num_sources, dtype=torch.float64, device=world.device)
+    total = torch.zeros(3 + 3 * num_sources, dtype=torch.float64, device=world.device)
     for report in reports:
         total[:2] += report["loss and tokens"]
+        total[2] += report.get("squared logits", 0.0)
     if reports and num_sources:
-        add_by_source(reports, total[2:].view(3, num_sources))
+        add_by_source(reports, total[3:].view(3, num_sources))
+    own_loss = total[0].clone()
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if world.grid.pp_size > 1:
         source = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(total, source, group=parallel_state.get_pipeline_model_parallel_group())
-    loss, counted, *sums = total.tolist()
+    loss, counted, squared_logits, *sums = total.tolist()
+    if not math.isfinite(loss) and not own_loss.isfinite():
+        log.info_any_rank(f"rank {world.rank}: the loss of its own micro-batches is {own_loss.item()}")
     sources = SourceTotals(np.array(sums).astype(np.int64).reshape(3, num_sources)) if num_sources else None
-    return BatchLoss(loss, counted, sources)
+    return BatchLoss(loss, counted, sources, squared_logits)
 
 
 def add_by_source(reports: list[dict[str, torch.Tensor]], totals: torch.Tensor) -> None:

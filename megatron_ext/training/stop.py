@@ -18,18 +18,25 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopReason(IntEnum):
-    """Ordered so that the maximum over ranks is the reason to give: a complete run is complete whatever else holds."""
+    """Ordered so that the maximum over ranks is the reason to give.
+
+    A complete run is complete whatever else holds, unless its last updates were all skipped.
+    """
 
     NONE = 0
     EXIT_INTERVAL = 1
     EXIT_DURATION = 2
     SIGNAL = 3
     COMPLETE = 4
+    SKIPPED_UPDATES = 5
 
     @property
     def saves(self) -> bool:
-        """Whether the run leaves a checkpoint behind before it ends."""
-        return self is not StopReason.NONE
+        """Whether the run leaves a checkpoint behind before it ends.
+
+        After skipped updates it does not: the weights may be what is broken, and the last checkpoint is from before.
+        """
+        return self not in (StopReason.NONE, StopReason.SKIPPED_UPDATES)
 
     def describe(self) -> str:
         """The reason as one clause for the log."""
@@ -42,6 +49,7 @@ _DESCRIPTIONS = {
     StopReason.EXIT_DURATION: "--exit-duration-in-mins is over",
     StopReason.SIGNAL: "a signal asked the run to stop (SIGTERM or SIGUSR1)",
     StopReason.COMPLETE: "all iterations are done",
+    StopReason.SKIPPED_UPDATES: "--max-skipped-iterations updates in a row were skipped",
 }
 
 
@@ -85,7 +93,7 @@ class StopConditions:
     """What may end the run, fixed when it starts.
 
     Args:
-        run: --train-iters, --train-samples, --exit-interval, --exit-duration-in-mins.
+        run: --train-iters, --train-samples, --exit-interval, --exit-duration-in-mins, --max-skipped-iterations.
         start_iteration: where this start of the program began; at least one iteration follows it, so that a run
             resumed at a multiple of --exit-interval goes on.
         started_at: `time.monotonic()` at the start of the program.
@@ -96,6 +104,7 @@ class StopConditions:
         self._last_iteration = run.total_train_iters
         self._exit_interval = run.train.exit_interval
         self._exit_minutes = run.train.exit_duration_in_mins
+        self._max_skipped = run.train.max_skipped_iterations
         self._start_iteration, self._started_at, self._signals = start_iteration, started_at, signals
 
     def vote(self, state: TrainState) -> StopReason:
@@ -103,13 +112,15 @@ class StopConditions:
 
         The caller agrees on the maximum over all ranks.
         """
+        stepped = state.iteration > self._start_iteration
+        if stepped and self._max_skipped and state.skipped_in_a_row >= self._max_skipped:
+            return StopReason.SKIPPED_UPDATES
         if state.iteration >= self._last_iteration:
             return StopReason.COMPLETE
         if self._signals.received:
             return StopReason.SIGNAL
         if self._exit_minutes and time.monotonic() - self._started_at > self._exit_minutes * 60.0:
             return StopReason.EXIT_DURATION
-        stepped = state.iteration > self._start_iteration
         if stepped and self._exit_interval and state.iteration % self._exit_interval == 0:
             return StopReason.EXIT_INTERVAL
         return StopReason.NONE

@@ -34,6 +34,7 @@ class TensorBoardWriter:
             ("learning-rate", result.learning_rate),
             ("batch-size", result.global_batch_size),
             ("lm loss", result.lm_loss),
+            ("max-z loss", result.max_z_loss),
             ("loss-scale", result.loss_scale),
             ("grad-norm", result.grad_norm),
             ("num-zeros", result.num_zeros),

@@ -53,7 +53,14 @@ def main(part: str, data: str, out: str) -> None:
                 every_step(name, model, f"{flags} --data-path {data} --train-iters {STEPS}", Path(out))
         else:
             for model, precision in (("rope", ""), ("gqa", "--bf16"), ("gpt2", "")):
-                every_pair(model, f"{precision} --data-path {data} --train-iters {STEPS}", Path(out))
+                every_pair(model, f"{precision} --data-path {data} --train-iters {STEPS}", Path(out), RELAYOUT)
+            lion = {name: RELAYOUT[name] for name in ("tp2 sp", "dp2 distopt")}
+            flags = f"--optimizer lion --adam-beta2 0.999 --lr 2e-4 --min-lr 0 --data-path {data} --train-iters {STEPS}"
+            every_pair("gpt2", flags, Path(out) / "lion", lion)
+            # the first stage trains nothing
+            head = {name: RELAYOUT[name] for name in ("pp2 vpp2", "dp2 distopt")}
+            flags = f"--bf16 --train-only output_layer.* --data-path {data} --train-iters {STEPS}"
+            every_pair("rope", flags, Path(out) / "head", head)
 
 
 def every_step(name: str, model: str, flags: str, out: Path) -> None:
@@ -81,9 +88,9 @@ def every_step(name: str, model: str, flags: str, out: Path) -> None:
             same_state(f"{name}, resumed at {step}", states[state.iteration], gathered_state(parts, True))
 
 
-def every_pair(model: str, flags: str, out: Path) -> None:
+def every_pair(model: str, flags: str, out: Path, layouts: dict[str, str]) -> None:
     """Save under each layout, load under each other one: the full state is bit-equal, the same samples follow."""
-    for saved_under, saving in RELAYOUT.items():
+    for saved_under, saving in layouts.items():
         root = out / f"{model}_{saved_under.replace(' ', '_')}"
         with started(tiny_run(model, f"{flags} {saving} --save {root}", 2, out)) as parts:
             state = TrainState()
@@ -92,7 +99,7 @@ def every_pair(model: str, flags: str, out: Path) -> None:
             before = gathered_state(parts, with_optimizer=True)
             expected = train_steps(parts, state, 2)
         assert checkpoint_folder(root, 3).is_dir()
-        for loaded_under, loading in RELAYOUT.items():
+        for loaded_under, loading in layouts.items():
             what = f"{model}: saved under {saved_under}, loaded under {loaded_under}"
             with started(tiny_run(model, f"{flags} {loading} --load {root}", 2, out)) as parts:
                 state = start_state(parts)

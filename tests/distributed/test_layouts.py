@@ -14,10 +14,35 @@ from tests.distributed.tiny import LAYOUTS, MODELS, TP4, write_dataset
 pytestmark = pytest.mark.dist
 
 STEPS = 50
-FEWER_STEPS = {"isolated": 20, "sharp": 20, "restarted": 20, "masked": 20, "lengthened": 20}
+FEWER_STEPS = {
+    "isolated": 20,
+    "sharp": 20,
+    "restarted": 20,
+    "masked": 20,
+    "lengthened": 20,
+    "normed": 20,
+    "multiplied": 20,
+    "bloom": 20,
+    "bloom_learned": 20,
+    "moss": 20,
+}
 RELATIVE = 1e-5
 LENGTHENED = {1: ["micro-batch 1"], 2: ["tp2 sp", "pp2 vpp2", "dp2 distopt"], 4: ["tp2 sp pp2 vpp2"]}
 """Processes -> layouts that must know the length of a step: as slices, as messages, or not at all."""
+OUTPUTS = {
+    1: [],
+    2: [("normed", name) for name in ("tp2", "tp2 sp", "dp2 distopt overlap")]
+    + [(model, "pp2 vpp2") for model in ("normed", "multiplied")],
+    4: [(model, "tp2 sp pp2 vpp2") for model in ("normed", "multiplied")],
+}
+"""Processes -> (model, layout) that cut what stands before the first layer and behind the last in every way."""
+
+BLOCKS = {
+    "bloom": {1: ["recompute modules"], 2: ["tp2 sp", "pp2 vpp2"], 4: ["tp2 sp pp2 vpp2"]},
+    "bloom_learned": {2: ["tp2", "tp2 sp"]},
+    "moss": {1: ["recompute modules"], 2: ["tp2", "tp2 sp", "pp2 vpp2"], 4: ["tp2 sp pp2 vpp2"]},
+}
+"""Model -> processes -> the layouts that treat its blocks differently."""
 
 
 def cases_of(processes: int) -> dict[tuple[str, str], str]:
@@ -29,6 +54,8 @@ def cases_of(processes: int) -> dict[tuple[str, str], str]:
     apart = {1: ["recompute full", "recompute selective"], 2: ["tp2 sp", "pp2 vpp2"], 4: ["pp4"]}[processes]
     cases |= {("isolated", name): layouts[name] for name in apart}
     cases |= {("lengthened", name): layouts[name] for name in LENGTHENED[processes]}
+    cases |= {(model, name): layouts[name] for model, name in OUTPUTS[processes]}
+    cases |= {(model, name): layouts[name] for model, names in BLOCKS.items() for name in names.get(processes, [])}
     if processes == 2:
         cases |= {("masked", "dp2 distopt"): layouts["dp2 distopt"]}
     if processes == 4:
@@ -89,7 +116,15 @@ def test_the_reference_learns(curves: Path):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("rope", "alibi"), ("gqa", "isolated"), ("sharp", "restarted"), ("rope", "masked"), ("sharp", "lengthened")],
+    [
+        ("rope", "alibi"),
+        ("gqa", "isolated"),
+        ("sharp", "restarted"),
+        ("rope", "masked"),
+        ("sharp", "lengthened"),
+        ("alibi", "normed"),
+        ("gpt2", "multiplied"),
+    ],
 )
 def test_models_differ_from_each_other(curves: Path, one: str, other: str):
     """Each pair starts from the same weights; positions, cuts or masks that did nothing would show here."""

@@ -21,6 +21,7 @@ LLAMA = (
     "--num-layers 4 --hidden-size 48 --ffn-hidden-size 72 --swiglu --normalization RMSNorm --disable-bias-linear "
     "--untie-embeddings-and-output-weights --hidden-dropout 0 --attention-dropout 0"
 )
+GPT2 = "--num-layers 4 --hidden-size 48 --num-attention-heads 6 --hidden-dropout 0 --attention-dropout 0"
 MODELS = {
     "rope": f"{LLAMA} --num-attention-heads 6 --position-embedding-type rope",
     "alibi": f"{LLAMA} --num-attention-heads 6 --position-embedding-type alibi",
@@ -37,8 +38,18 @@ MODELS = {
     # steps of 128 tokens: 6 with sequences of 8, 5 of 16, then of 32
     "lengthened": f"{LLAMA} --num-attention-heads 6 --position-embedding-type rope --init-method-std 0.2 "
     "--seq-length-warmup 8:700 16:700",
+    # Baichuan 2's output layer and second loss
+    "normed": f"{LLAMA} --num-attention-heads 6 --position-embedding-type alibi --norm-head --max-z-loss-weight 0.02",
+    # a norm right after the embedding: on this rank's slice of the sequence, or before it is cut
+    "bloom": f"{GPT2} --openai-gelu --embedding-layernorm --position-embedding-type alibi",
+    "bloom_learned": f"{GPT2} --openai-gelu --embedding-layernorm",
+    # attention and feed-forward block on one norm, neighbouring channels turn together, one bias a branch
+    "moss": f"{GPT2} --parallel-residual --disable-bias-linear --add-attention-output-bias --add-mlp-down-bias "
+    "--openai-gelu --untie-embeddings-and-output-weights --position-embedding-type rope --rotary-percent 0.5 "
+    "--rotary-interleaved --rope-scaling-type yarn --rope-scaling-factor 4 --original-max-position-embeddings 8",
     # Megatron-LM's defaults: LayerNorm, GELU, biases, learned positions, tied embeddings
-    "gpt2": "--num-layers 4 --hidden-size 48 --num-attention-heads 6 --hidden-dropout 0 --attention-dropout 0",
+    "gpt2": GPT2,
+    "multiplied": f"{GPT2} --embedding-multiplier 4 --logits-multiplier 1.7",
 }
 
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"

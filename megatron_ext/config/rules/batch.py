@@ -5,6 +5,8 @@ from __future__ import annotations
 from megatron_ext.config.rules.registry import given, missing, rule, without_effect
 from megatron_ext.config.run import RunConfig
 
+LENGTHS = "train_iters train_samples train_tokens"
+
 
 @rule(training=True)
 def training_settings_are_complete(run: RunConfig) -> str | None:
@@ -16,18 +18,16 @@ def training_settings_are_complete(run: RunConfig) -> str | None:
 @rule(training=True)
 def length_of_the_run_is_given(run: RunConfig) -> str | None:
     """A run ends somewhere."""
-    if run.train.train_iters is not None or run.train.train_samples is not None:
+    if given(run, LENGTHS):
         return None
-    return "training needs --train-iters or --train-samples"
+    return "training needs --train-iters or --train-samples (or --train-tokens)"
 
 
-@rule(needs="train_iters train_samples")
+@rule()
 def length_of_the_run_is_given_once(run: RunConfig) -> str | None:
-    """Steps or samples."""
-    return (
-        f"--train-iters {run.train.train_iters} and --train-samples {run.train.train_samples} both say how long to "
-        "train: give one of them"
-    )
+    """Steps, samples or tokens."""
+    flags = given(run, LENGTHS)
+    return f"{' and '.join(flags)} all say how long to train: give one of them" if len(flags) > 1 else None
 
 
 @rule(needs="micro_batch_size global_batch_size")
@@ -85,13 +85,16 @@ def interleaved_micro_batches_divide_over_stages(run: RunConfig) -> str | None:
     )
 
 
-@rule(needs="train_samples micro_batch_size")
+@rule(needs="micro_batch_size")
 def samples_hold_one_batch(run: RunConfig) -> str | None:
     """At least one optimizer step."""
     first = run.train.rampup_batch_size[0] if run.train.rampup_batch_size else run.global_batch_size
-    if (run.train.train_samples or 0) >= first:
+    samples = run.samples_of("train")
+    if samples is None or samples >= first:
         return None
-    return f"--train-samples {run.train.train_samples} is less than one global batch of {first}"
+    if run.train.train_tokens is None:
+        return f"--train-samples {samples} is less than one global batch of {first}"
+    return f"--train-tokens {run.train.train_tokens} makes {samples} samples, less than one global batch of {first}"
 
 
 @rule()
@@ -171,12 +174,15 @@ def evaluating_only_needs_batches(run: RunConfig) -> str | None:
 
 @rule()
 def lengths_have_the_unit_of_the_run(run: RunConfig) -> str | None:
-    """A run counted in samples schedules in samples, one counted in steps schedules in steps."""
+    """A run counted in samples schedules in samples, and so for steps and tokens."""
     kinds = "lr_decay_{0} lr_warmup_{0} lr_wsd_decay_{0}"
-    if run.train.train_samples is not None:
-        wrong, instead = given(run, kinds.format("iters")), "--train-samples"
-    else:
-        wrong, instead = given(run, kinds.format("samples")), "--train-iters"
+    unit = "iters"
+    for other in ("samples", "tokens"):
+        unit = other if run.get(f"train_{other}") is not None else unit
+    instead = f"--train-{unit}"
+    wrong = [
+        flag for other in ("iters", "samples", "tokens") if other != unit for flag in given(run, kinds.format(other))
+    ]
     if not wrong:
         return None
     return f"{', '.join(wrong)} cannot be used with {instead}: give the lengths in the unit of the run"

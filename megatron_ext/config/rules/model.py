@@ -34,6 +34,21 @@ def feed_forward_block_has_a_width(run: RunConfig) -> str | None:
     return f"--swiglu with --hidden-size {run.model.hidden_size} has no default width: give --ffn-hidden-size"
 
 
+@rule()
+def single_biases_stand_alone(run: RunConfig) -> str | None:
+    """Where every projection has a bias there is nothing to choose."""
+    if not run.model.add_bias_linear:
+        return None
+    names = "add_attention_output_bias add_mlp_up_bias add_mlp_down_bias"
+    return without_effect(run, names, "without --disable-bias-linear: every projection has a bias")
+
+
+@rule()
+def gelu_formula_needs_gelu(run: RunConfig) -> str | None:
+    """SwiGLU's gate is a SiLU."""
+    return without_effect(run, "openai_gelu", "with --swiglu") if run.model.swiglu else None
+
+
 @rule(needs="num_attention_heads num_query_groups")
 def query_heads_divide_into_groups(run: RunConfig) -> str | None:
     """Each key/value head serves equally many query heads."""
@@ -56,7 +71,8 @@ def rotary_options_need_rope(run: RunConfig) -> str | None:
     kind = run.model.position_embedding_type
     if kind == "rope":
         return None
-    return without_effect(run, "rotary_base rotary_percent", f"with --position-embedding-type {kind}; rope uses it")
+    options = "rotary_base rotary_percent rotary_interleaved rope_scaling_type use_rope_scaling"
+    return without_effect(run, options, f"with --position-embedding-type {kind}; rope uses it")
 
 
 @rule(needs="hidden_size num_attention_heads")
@@ -78,6 +94,14 @@ def positions_cover_the_sequence(run: RunConfig) -> str | None:
     if length <= limit:
         return None
     return f"--seq-length {length} is longer than --max-position-embeddings {limit}: raise the one or lower the other"
+
+
+@rule()
+def norm_head_has_a_weight_of_its_own(run: RunConfig) -> str | None:
+    """Rows that are normalised as outputs but not as embeddings are two weights, and no model format ties them."""
+    if not run.model.norm_head or run.model.untie_embeddings_and_output_weights:
+        return None
+    return "--norm-head normalises the rows of the output layer: it needs --untie-embeddings-and-output-weights"
 
 
 @rule(needs="vocab_size padded_vocab_size")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from megatron_ext.config.lr_multi_step import parse_step_points
+from megatron_ext.config.name_factors import parse_name_factors
 from megatron_ext.config.rules.registry import given, missing, rule, without_effect
 from megatron_ext.config.run import RunConfig
+from megatron_ext.errors import ConfigError
+
+UNITS = ("iters", "samples", "tokens")
 
 
 @rule(needs="lr")
@@ -19,14 +24,15 @@ def learning_rates_are_ordered(run: RunConfig) -> str | None:
 @rule(needs="lr_warmup_fraction")
 def warm_up_is_given_once(run: RunConfig) -> str | None:
     """A share of the decay, or a length."""
-    others = given(run, "lr_warmup_iters lr_warmup_samples")
+    others = given(run, "lr_warmup_iters lr_warmup_samples lr_warmup_tokens")
     return f"--lr-warmup-fraction and {others[0]} both give the warm-up: give one of them" if others else None
 
 
 @rule()
 def warm_up_is_shorter_than_the_decay(run: RunConfig) -> str | None:
     """Something is left to decay."""
-    for unit, total in (("iters", run.train.train_iters), ("samples", run.train.train_samples)):
+    for unit in UNITS:
+        total = run.get(f"train_{unit}")
         end, warm_up = run.get(f"lr_decay_{unit}") or total, run.get(f"lr_warmup_{unit}")
         if end is not None and warm_up >= end:
             return f"--lr-warmup-{unit} {warm_up} is not shorter than the decay, {end} {unit}"
@@ -36,17 +42,36 @@ def warm_up_is_shorter_than_the_decay(run: RunConfig) -> str | None:
 @rule()
 def warm_up_start_needs_a_warm_up(run: RunConfig) -> str | None:
     """The first rate is that of the warm-up."""
-    if given(run, "lr_warmup_fraction lr_warmup_iters lr_warmup_samples"):
+    if given(run, "lr_warmup_fraction lr_warmup_iters lr_warmup_samples lr_warmup_tokens"):
         return None
     return without_effect(run, "lr_warmup_init", "without a warm-up; give --lr-warmup-iters")
 
 
 @rule()
-def constant_rate_has_no_floor(run: RunConfig) -> str | None:
-    """Nothing decays."""
-    if run.optim.lr_decay_style != "constant":
+def rate_without_a_last_phase_has_no_floor(run: RunConfig) -> str | None:
+    """Nothing decays, or to factors of the peak."""
+    style = run.optim.lr_decay_style
+    return (
+        without_effect(run, "min_lr", f"with --lr-decay-style {style}") if style in ("constant", "multi-step") else None
+    )
+
+
+@rule()
+def steps_belong_to_multi_step(run: RunConfig) -> str | None:
+    """Other styles have no points."""
+    if run.optim.lr_decay_style == "multi-step":
         return None
-    return without_effect(run, "min_lr", "with --lr-decay-style constant")
+    return without_effect(run, "lr_multi_step_points", "without --lr-decay-style multi-step")
+
+
+@rule(needs="lr_multi_step_points")
+def step_points_are_readable(run: RunConfig) -> str | None:
+    """SHARE:FACTOR, with rising shares."""
+    try:
+        parse_step_points(run.optim.lr_multi_step_points)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 @rule()
@@ -54,7 +79,7 @@ def last_phase_belongs_to_wsd(run: RunConfig) -> str | None:
     """Other styles have one phase."""
     if run.optim.lr_decay_style == "WSD":
         return None
-    names = "lr_wsd_decay_style lr_wsd_decay_iters lr_wsd_decay_samples"
+    names = "lr_wsd_decay_style lr_wsd_decay_iters lr_wsd_decay_samples lr_wsd_decay_tokens"
     return without_effect(run, names, "without --lr-decay-style WSD")
 
 
@@ -62,15 +87,18 @@ def last_phase_belongs_to_wsd(run: RunConfig) -> str | None:
 def wsd_says_how_long_its_last_phase_is(run: RunConfig) -> str | None:
     """The stable phase ends somewhere."""
     optim = run.optim
-    if optim.lr_decay_style != "WSD" or optim.lr_wsd_decay_iters or optim.lr_wsd_decay_samples:
+    if optim.lr_decay_style != "WSD" or given(run, "lr_wsd_decay_iters lr_wsd_decay_samples lr_wsd_decay_tokens"):
         return None
-    return "--lr-decay-style WSD needs --lr-wsd-decay-iters (or --lr-wsd-decay-samples with --train-samples)"
+    return (
+        "--lr-decay-style WSD needs --lr-wsd-decay-iters (-samples with --train-samples, -tokens with --train-tokens)"
+    )
 
 
 @rule()
 def wsd_last_phase_fits_the_decay(run: RunConfig) -> str | None:
     """Warm-up and last phase do not overlap."""
-    for unit, total in (("iters", run.train.train_iters), ("samples", run.train.train_samples)):
+    for unit in UNITS:
+        total = run.get(f"train_{unit}")
         end, last = run.get(f"lr_decay_{unit}") or total, run.get(f"lr_wsd_decay_{unit}") or 0
         warm_up = run.get(f"lr_warmup_{unit}")
         if end is not None and last > 0 and last + warm_up > end:
@@ -101,16 +129,33 @@ def weight_decay_schedule_is_complete(run: RunConfig) -> str | None:
 
 
 @rule()
-def distributed_optimizer_is_adam(run: RunConfig) -> str | None:
-    """megatron-core's distributed optimizer keeps Adam's state only."""
-    if run.optim.optimizer == "adam" or not run.parallel.use_distributed_optimizer:
+def distributed_optimizer_is_adam_or_lion(run: RunConfig) -> str | None:
+    """megatron-core's distributed optimizer takes no SGD."""
+    if run.optim.optimizer != "sgd" or not run.parallel.use_distributed_optimizer:
         return None
-    return f"--optimizer {run.optim.optimizer} does not go with --use-distributed-optimizer, which is for adam"
+    return "--optimizer sgd does not go with --use-distributed-optimizer, which is for adam and lion"
 
 
 @rule()
 def optimizer_options_fit_the_optimizer(run: RunConfig) -> str | None:
-    """Betas belong to adam, a momentum to sgd."""
-    if run.optim.optimizer == "adam":
-        return without_effect(run, "sgd_momentum", "with --optimizer adam")
-    return without_effect(run, "adam_beta1 adam_beta2 adam_eps", f"with --optimizer {run.optim.optimizer}")
+    """Each update rule has numbers of its own."""
+    options = {"adam": "adam_beta1 adam_beta2 adam_eps", "lion": "lion_beta1 lion_beta2", "sgd": "sgd_momentum"}
+    foreign = " ".join(names for optimizer, names in options.items() if optimizer != run.optim.optimizer)
+    return without_effect(run, foreign, f"with --optimizer {run.optim.optimizer}")
+
+
+@rule()
+def multipliers_are_readable(run: RunConfig) -> str | None:
+    """PATTERN=FACTOR; whether a pattern fits a name is known once the model is built."""
+    try:
+        parse_name_factors(run.optim.lr_multipliers, "--lr-multipliers")
+        parse_name_factors(run.optim.weight_decay_multipliers, "--weight-decay-multipliers")
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+@rule(needs="freeze train_only")
+def trained_parameters_are_named_in_one_way(run: RunConfig) -> str | None:
+    """One flag names what stays, the other what moves."""
+    return "--freeze and --train-only exclude each other: give one of them"

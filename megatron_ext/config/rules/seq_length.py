@@ -75,7 +75,7 @@ def length_stages_hold_a_step(run: RunConfig) -> str | None:
 def length_stages_end_before_the_run(run: RunConfig) -> str | None:
     """Something is left to train at --seq-length."""
     batch, train = run.global_batch_size, run.train
-    samples = train.train_samples if train.train_iters is None else train.train_iters * batch
+    samples = run.samples_of("train") if train.train_iters is None else train.train_iters * batch
     tokens = sum(stage.tokens for stage in _stages(run))
     if samples is None or tokens <= (samples - batch) * (train.seq_length or 0):
         return None

@@ -11,13 +11,20 @@ from megatron_ext.config.knob import Section, knob
 class OptimConfig(Section):
     """Update rule, learning-rate and weight-decay schedules, clipping, loss scaling."""
 
-    optimizer: str = knob("adam", "update rule; adam decouples the weight decay (AdamW)", choices=("adam", "sgd"))
+    optimizer: str = knob(
+        "adam", "update rule; adam decouples the weight decay (AdamW)", choices=("adam", "sgd", "lion")
+    )
     lr: float | None = knob(None, "peak learning rate", bounds="(0, inf)")
     min_lr: float = knob(0.0, "learning rate at the end of the decay", bounds="[0, inf)")
     lr_decay_style: str = knob(
         "linear",
         "shape of the decay after warm-up",
-        choices=("constant", "linear", "cosine", "inverse-square-root", "WSD"),
+        choices=("constant", "linear", "cosine", "inverse-square-root", "WSD", "multi-step"),
+    )
+    lr_multi_step_points: tuple[str, ...] | None = knob(
+        None,
+        "SHARE:FACTOR SHARE:FACTOR ...: with multi-step, the rate is FACTOR x --lr after SHARE of the decay; absent: "
+        "0.8:0.316 0.9:0.1",
     )
     lr_decay_iters: int | None = knob(
         None, "end of the decay; absent: --train-iters", unit="iterations", bounds="[1, inf)"
@@ -25,8 +32,12 @@ class OptimConfig(Section):
     lr_decay_samples: int | None = knob(
         None, "end of the decay; absent: --train-samples", unit="samples", bounds="[1, inf)"
     )
+    lr_decay_tokens: int | None = knob(
+        None, "end of the decay; absent: --train-tokens", unit="tokens", bounds="[1, inf)"
+    )
     lr_warmup_iters: int = knob(0, "length of the linear warm-up", unit="iterations", bounds="[0, inf)")
     lr_warmup_samples: int = knob(0, "length of the linear warm-up", unit="samples", bounds="[0, inf)")
+    lr_warmup_tokens: int = knob(0, "length of the linear warm-up", unit="tokens", bounds="[0, inf)")
     lr_warmup_fraction: float | None = knob(None, "length of the warm-up as a share of the decay", bounds="[0, 1)")
     lr_warmup_init: float = knob(0.0, "learning rate the warm-up starts from", bounds="[0, inf)")
     lr_wsd_decay_style: str = knob(
@@ -36,7 +47,24 @@ class OptimConfig(Section):
     )
     lr_wsd_decay_iters: int | None = knob(None, "length of the last phase of WSD", unit="iterations", bounds="[1, inf)")
     lr_wsd_decay_samples: int | None = knob(None, "length of the last phase of WSD", unit="samples", bounds="[1, inf)")
+    lr_wsd_decay_tokens: int | None = knob(None, "length of the last phase of WSD", unit="tokens", bounds="[1, inf)")
     weight_decay: float = knob(0.01, "weight decay (not on biases and norms)", bounds="[0, inf)")
+    lr_multipliers: tuple[str, ...] | None = knob(
+        None,
+        "PATTERN=FACTOR PATTERN=FACTOR ...: multiply the learning rate of parameters by their names in checkpoints, as "
+        "in 'embedding.*=0.1'; the last pattern that fits holds",
+    )
+    weight_decay_multipliers: tuple[str, ...] | None = knob(
+        None,
+        "PATTERN=FACTOR PATTERN=FACTOR ...: the same for the weight decay, in place of 1 for matrices and 0 for biases "
+        "and norms",
+    )
+    freeze: tuple[str, ...] | None = knob(
+        None, "patterns of names in checkpoints: these parameters stay as they are, without gradient and state"
+    )
+    train_only: tuple[str, ...] | None = knob(
+        None, "the other way round: parameters whose names fit no pattern stay as they are, as in 'embedding.*'"
+    )
     start_weight_decay: float | None = knob(None, "weight decay at the start of its schedule", bounds="[0, inf)")
     end_weight_decay: float | None = knob(None, "weight decay at the end of its schedule", bounds="[0, inf)")
     weight_decay_incr_style: str = knob(
@@ -46,6 +74,8 @@ class OptimConfig(Section):
     adam_beta1: float = knob(0.9, "decay of the first moment", bounds="[0, 1)")
     adam_beta2: float = knob(0.999, "decay of the second moment", bounds="[0, 1)")
     adam_eps: float = knob(1e-8, "added to the root of the second moment", bounds="(0, 1)")
+    lion_beta1: float = knob(0.9, "share of the momentum in the update of lion", bounds="[0, 1)")
+    lion_beta2: float = knob(0.99, "decay of the momentum of lion", bounds="[0, 1)")
     sgd_momentum: float = knob(0.9, "momentum of sgd", bounds="[0, 1)")
     loss_scale: float | None = knob(None, "fixed loss scale of fp16; absent: dynamic", bounds="[1, inf)")
     initial_loss_scale: float = knob(2.0**32, "first dynamic loss scale", bounds="[1, inf)")

@@ -37,10 +37,23 @@ class TrainConfig(Section):
     train_samples: int | None = knob(
         None, "sequences to train on, the other way to say how long", unit="samples", bounds="[1, inf)"
     )
+    train_tokens: int | None = knob(
+        None,
+        "tokens to train on, the third way to say how long; counted in whole samples of --seq-length",
+        unit="tokens",
+        bounds="[1, inf)",
+    )
     exit_interval: int | None = knob(
         None, "save and exit when the iteration is a multiple of this", unit="iterations", bounds="[1, inf)"
     )
     exit_duration_in_mins: float | None = knob(None, "save and exit after this long", unit="minutes", bounds="(0, inf)")
+    max_skipped_iterations: int = knob(
+        100,
+        "stop with an error, and without saving, when this many updates in a row were skipped (a loss or gradient that "
+        "is no number, fp16 overflow, no learned token); 0 goes on for ever",
+        unit="iterations",
+        bounds="[0, inf)",
+    )
     exit_signal_handler: bool = knob(True, "on SIGTERM finish the step, save and exit 0")
     seed: int = knob(1234, "seed of the weights, of dropout and of the sample order", bounds="[0, 4294967295]")
     eval_iters: int = knob(100, "batches of one evaluation; 0 does not evaluate", unit="batches", bounds="[0, inf)")
@@ -50,6 +63,12 @@ class TrainConfig(Section):
     fp16: bool = knob(False, "compute in float16 with loss scaling, optimizer state in fp32")
     accumulate_allreduce_grads_in_fp32: bool = knob(
         False, "accumulate and reduce gradients in fp32 (always so with --bf16 and in fp32)"
+    )
+    max_z_loss_weight: float = knob(
+        0.0,
+        "what the loss gets per token besides the cross entropy: this times the square of its largest logit "
+        "(Baichuan 2: 2e-4); logged apart, the lm loss stays the cross entropy",
+        bounds="[0, inf)",
     )
     recompute_granularity: str | None = knob(
         None,

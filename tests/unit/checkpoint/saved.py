@@ -25,6 +25,8 @@ VARIANTS = {
     "fp16": FP16,
     "sgd": {"optimizer": "sgd", "sgd_momentum": 0.9},
     "sgd bf16": {"optimizer": "sgd", "sgd_momentum": 0.9, "bf16": True},
+    "lion": {"optimizer": "lion"},
+    "lion bf16 distributed": {"optimizer": "lion", "use_distributed_optimizer": True, "bf16": True},
     "fp32 distributed": {"use_distributed_optimizer": True},
     "bf16 distributed": {"use_distributed_optimizer": True, "bf16": True},
     "fp16 distributed": {"use_distributed_optimizer": True, **FP16},

@@ -202,6 +202,17 @@ OTHER_MODELS = {
     "add_bias_linear False there, True here": {"add_bias_linear": True},
     "add_qkv_bias False there, True here": {"add_qkv_bias": True},
     "layernorm_epsilon 1e-05 there, 1e-06 here": {"layernorm_epsilon": 1e-6},
+    "rotary_interleaved False there, True here": {"rotary_interleaved": True},
+    "rope_scaling None there, RopeScaling(kind='ntk', factor=3.0": {
+        "rope_scaling_type": "ntk",
+        "rope_scaling_factor": 3,
+    },
+    "add_attention_output_bias False there, True here": {"add_attention_output_bias": True},
+    "add_mlp_up_bias False there, True here": {"add_mlp_up_bias": True},
+    "add_mlp_down_bias False there, True here": {"add_mlp_down_bias": True},
+    "embedding_layernorm False there, True here": {"embedding_layernorm": True},
+    "parallel_residual False there, True here": {"parallel_residual": True},
+    "openai_gelu False there, True here": {"openai_gelu": True},
 }
 
 

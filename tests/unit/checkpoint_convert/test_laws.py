@@ -250,6 +250,18 @@ def test_transformer_engine_names_and_extra_states_are_understood():
         (dict(add_bias_linear=True), "add_bias_linear is True, LlamaForCausalLM needs False"),
         (dict(add_qkv_bias=True), "add_qkv_bias is True, LlamaForCausalLM needs False"),
         (dict(rotary_percent=0.5), "rotary_percent is 0.5, LlamaForCausalLM needs 1.0"),
+        (dict(norm_head=True), "norm_head is True, LlamaForCausalLM knows nothing of it"),
+        (dict(embedding_multiplier=2.0), "embedding_multiplier is 2.0, LlamaForCausalLM knows nothing of it"),
+        (dict(logits_multiplier=0.5), "logits_multiplier is 0.5, LlamaForCausalLM knows nothing of it"),
+        (dict(rotary_interleaved=True), "rotary_interleaved is True, LlamaForCausalLM knows nothing of it"),
+        (dict(rope_scaling_type="linear"), "rope_scaling_type is 'linear', LlamaForCausalLM knows nothing of it"),
+        (dict(use_rope_scaling=True), "use_rope_scaling is True, LlamaForCausalLM knows nothing of it"),
+        (dict(add_attention_output_bias=True), "add_attention_output_bias is True, LlamaForCausalLM knows nothing"),
+        (dict(add_mlp_up_bias=True), "add_mlp_up_bias is True, LlamaForCausalLM knows nothing of it"),
+        (dict(add_mlp_down_bias=True), "add_mlp_down_bias is True, LlamaForCausalLM knows nothing of it"),
+        (dict(embedding_layernorm=True), "embedding_layernorm is True, LlamaForCausalLM knows nothing of it"),
+        (dict(parallel_residual=True), "parallel_residual is True, LlamaForCausalLM knows nothing of it"),
+        (dict(openai_gelu=True), "openai_gelu is True, LlamaForCausalLM knows nothing of it"),
     ],
 )
 def test_what_the_target_cannot_express_is_refused_with_both_values(changes, words):

@@ -26,6 +26,9 @@ BASE = RunConfig().with_values(
 SAMPLES = {"train_iters": None, "train_samples": 1000}
 RAMP = {**SAMPLES, "rampup_batch_size": (4, 2, 100)}
 
+ROPE = {"position_embedding_type": "rope"}
+YARN = {**ROPE, "rope_scaling_type": "yarn", "rope_scaling_factor": 4, "original_max_position_embeddings": 8}
+
 
 @dataclass
 class Case:
@@ -109,6 +112,33 @@ CASES = {
         {"position_embedding_type": "rope", "kv_channels": 15},
         "15 x --rotary-percent 1.0 = 15",
     ),
+    "single_biases_stand_alone": Case(
+        {"add_mlp_down_bias": True, "add_bias_linear": False}, {"add_mlp_down_bias": True}, "--add-mlp-down-bias has no"
+    ),
+    "gelu_formula_needs_gelu": Case(
+        {"openai_gelu": True}, {"openai_gelu": True, "swiglu": True}, "--openai-gelu has no effect with --swiglu"
+    ),
+    "rope_scaling_has_one_type": Case(
+        {**ROPE, "use_rope_scaling": True, "rope_scaling_type": "llama3", "rope_scaling_high_freq_factor": 8},
+        {**ROPE, "use_rope_scaling": True, "rope_scaling_type": "linear", "rope_scaling_factor": 2},
+        "means --rope-scaling-type llama3, not linear",
+    ),
+    "rope_scaling_options_fit_the_type": Case(
+        {**YARN, "rope_scaling_attention_factor": 1.0, "rope_scaling_beta_fast": 16},
+        {**ROPE, "rope_scaling_factor": 2.0},
+        "--rope-scaling-factor has no effect with --rope-scaling-type none",
+    ),
+    "rope_scaling_is_complete": Case(
+        YARN, {**ROPE, "rope_scaling_type": "yarn"}, "yarn needs --rope-scaling-factor and --original-max-position"
+    ),
+    "rope_scaling_bounds_are_ordered": Case(
+        {**YARN, "rope_scaling_beta_slow": 2}, {**YARN, "rope_scaling_beta_slow": 32}, "must be less than --rope-sc"
+    ),
+    "ntk_scaling_has_pairs_to_stretch": Case(
+        {**ROPE, "rope_scaling_type": "ntk", "rope_scaling_factor": 2},
+        {**ROPE, "rope_scaling_type": "ntk", "rope_scaling_factor": 2, "kv_channels": 2},
+        "more than 2 rotated",
+    ),
     "positions_cover_the_sequence": Case(
         {"max_position_embeddings": 32}, {"max_position_embeddings": 31}, "--seq-length 32 is longer"
     ),
@@ -122,7 +152,7 @@ CASES = {
     ),
     "training_settings_are_complete": Case({}, {"seq_length": None, "lr": None}, "--seq-length, --lr"),
     "length_of_the_run_is_given": Case(SAMPLES, {"train_iters": None}, "--train-iters or --train-samples"),
-    "length_of_the_run_is_given_once": Case(SAMPLES, {"train_samples": 80}, "give one of them"),
+    "length_of_the_run_is_given_once": Case(SAMPLES, {"train_tokens": 8000}, "give one of them"),
     "global_batch_divides_evenly": Case(
         {"global_batch_size": 6}, {"global_batch_size": 7}, "7 is not a multiple of .* size 2 = 2"
     ),
@@ -176,7 +206,9 @@ CASES = {
         {"skip_train": True}, {"skip_train": True, "eval_iters": 0}, "leaves nothing to do"
     ),
     "lengths_have_the_unit_of_the_run": Case(
-        {**SAMPLES, "lr_warmup_samples": 8}, {"lr_warmup_samples": 8}, "--lr-warmup-samples cannot .* --train-iters"
+        {"train_iters": None, "train_tokens": 32000, "lr_warmup_tokens": 256},
+        {"lr_warmup_tokens": 8},
+        "--lr-warmup-tokens cannot .* --train-iters",
     ),
     "learning_rates_are_ordered": Case({"min_lr": 1e-3}, {"min_lr": 2e-3}, "--min-lr 0.002 is above --lr 0.001"),
     "warm_up_is_given_once": Case(
@@ -188,7 +220,17 @@ CASES = {
     "warm_up_start_needs_a_warm_up": Case(
         {"lr_warmup_init": 1e-5, "lr_warmup_iters": 2}, {"lr_warmup_init": 1e-5}, "without a warm-up"
     ),
-    "constant_rate_has_no_floor": Case(
+    "steps_belong_to_multi_step": Case(
+        {"lr_decay_style": "multi-step", "lr_multi_step_points": ("0.5:0.5",)},
+        {"lr_multi_step_points": ("0.5:0.5",)},
+        "--lr-multi-step-points has no effect without",
+    ),
+    "step_points_are_readable": Case(
+        {"lr_decay_style": "multi-step", "lr_multi_step_points": ("0.5:0.5", "0.75:1e-2")},
+        {"lr_decay_style": "multi-step", "lr_multi_step_points": ("0.5:0.5", "0.5:0.1")},
+        "0.5:0.1 cannot be used",
+    ),
+    "rate_without_a_last_phase_has_no_floor": Case(
         {"min_lr": 1e-4}, {"min_lr": 1e-4, "lr_decay_style": "constant"}, "--min-lr has no effect"
     ),
     "last_phase_belongs_to_wsd": Case(
@@ -210,13 +252,21 @@ CASES = {
         {"weight_decay_incr_style": "cosine", "start_weight_decay": 0.1},
         "cosine needs --end-weight-decay",
     ),
-    "distributed_optimizer_is_adam": Case(
-        {"use_distributed_optimizer": True},
+    "distributed_optimizer_is_adam_or_lion": Case(
+        {"optimizer": "lion", "use_distributed_optimizer": True},
         {"optimizer": "sgd", "use_distributed_optimizer": True},
         "--use-distributed-optimizer",
     ),
     "optimizer_options_fit_the_optimizer": Case(
         {"optimizer": "sgd", "sgd_momentum": 0.5}, {"optimizer": "sgd", "adam_beta2": 0.5}, "--adam-beta2 has no effect"
+    ),
+    "multipliers_are_readable": Case(
+        {"lr_multipliers": ("embedding.*=0.1",), "weight_decay_multipliers": ("*norm.weight=1",)},
+        {"lr_multipliers": ("embedding.*=-1",)},
+        "--lr-multipliers embedding.* cannot be read",
+    ),
+    "trained_parameters_are_named_in_one_way": Case(
+        {"train_only": ("embedding.*",)}, {"train_only": ("embedding.*",), "freeze": ("output_layer.*",)}, "give one of"
     ),
     "data_is_given": Case({"data_path": None, "train_data_path": ("a",)}, {"data_path": None}, "give --data-path"),
     "data_is_split_in_one_way": Case({}, {"valid_data_path": ("a",)}, "--valid-data-path exclude each other"),
@@ -276,6 +326,11 @@ CASES = {
         {"reset_position_ids": True, "position_embedding_type": "rope"},
         {"reset_position_ids": True, "position_embedding_type": "alibi"},
         "--reset-position-ids has no effect with --position-embedding-type alibi",
+    ),
+    "norm_head_has_a_weight_of_its_own": Case(
+        {"norm_head": True, "untie_embeddings_and_output_weights": True},
+        {"norm_head": True},
+        "--norm-head .* needs --untie-embeddings-and-output-weights",
     ),
     "saving_options_need_a_folder": Case({"save": "d", "save_interval": 2}, {"save_interval": 2}, "without --save"),
     "retention_needs_a_save_interval": Case(

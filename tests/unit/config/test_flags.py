@@ -38,7 +38,11 @@ def test_every_flag_sets_its_field_and_is_recorded_as_the_source(setting):
                 assert resolved.sources[setting.name] == flag
     else:
         words = ["1000"] if setting.name == "min_loss_scale" else example(setting)
-        words = ["3.5"] if setting.name in ("rotary_base", "loss_scale", "initial_loss_scale") else words
+        words = (
+            ["3.5"]
+            if setting.name in ("rotary_base", "rope_scaling_factor", "loss_scale", "initial_loss_scale")
+            else words
+        )
         resolved = try_resolve(setting.flag, *words)
         assert resolved.run.get(setting.name) != setting.default
         assert resolved.sources[setting.name] == setting.flag
@@ -118,11 +122,20 @@ def test_all_wrong_values_are_told_at_once():
 def test_the_names_differ_from_megatron_only_where_megatron_has_none():
     ours = {s.flag for s in all_settings().values()} - set(MEGATRON_FLAGS)
     assert ours == {
-        "--allow-older-checkpoint", "--blend-reference-losses", "--blend-reweight-floor", "--blend-reweight-interval",
+        "--add-attention-output-bias", "--add-mlp-down-bias", "--add-mlp-up-bias", "--embedding-layernorm",
+        "--original-max-position-embeddings", "--parallel-residual", "--rope-scaling-attention-factor",
+        "--rope-scaling-beta-fast", "--rope-scaling-beta-slow", "--rope-scaling-high-freq-factor",
+        "--rope-scaling-low-freq-factor", "--rope-scaling-type",
+        "--allow-older-checkpoint", "--norm-head", "--embedding-multiplier", "--logits-multiplier",
+        "--max-z-loss-weight",
+        "--blend-reference-losses", "--blend-reweight-floor", "--blend-reweight-interval",
         "--blend-reweight-rate", "--blend-schedule", "--dataset-order", "--dataset-packing", "--device",
         "--log-sample-ids", "--no-exit-signal-handler",
         "--no-progress", "--num-threads", "--pad-last-sample", "--save-keep-last", "--seq-length-warmup",
-    }  # fmt: skip
+            "--lion-beta1", "--lion-beta2", "--max-skipped-iterations", "--lr-multi-step-points", "--train-tokens",
+            "--lr-decay-tokens", "--lr-warmup-tokens", "--lr-wsd-decay-tokens", "--lr-multipliers",
+            "--weight-decay-multipliers", "--freeze", "--train-only",
+        }  # fmt: skip
 
 
 def test_reading_a_configuration_imports_no_torch_and_no_numpy():

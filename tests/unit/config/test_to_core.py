@@ -34,6 +34,7 @@ CHANGES = {
     "normalization": {"normalization": "RMSNorm"},
     "layernorm_epsilon": {"layernorm_epsilon": 1e-6},
     "swiglu": {"swiglu": True},
+    "openai_gelu": {"openai_gelu": True},
     "add_bias_linear": {"add_bias_linear": False},
     "add_qkv_bias": {"add_qkv_bias": True},
     "hidden_dropout": {"hidden_dropout": 0.0},
@@ -76,7 +77,8 @@ CHANGES = {
 SCHEDULES = {
     "lr_decay_style", "lr_decay_iters", "lr_decay_samples", "lr_warmup_iters", "lr_warmup_samples",
     "lr_warmup_fraction", "lr_warmup_init", "lr_wsd_decay_style", "lr_wsd_decay_iters", "lr_wsd_decay_samples",
-    "start_weight_decay", "end_weight_decay", "weight_decay_incr_style",
+    "start_weight_decay", "end_weight_decay", "weight_decay_incr_style", "lr_multi_step_points", "lr_decay_tokens",
+    "lr_warmup_tokens", "lr_wsd_decay_tokens",
 }  # fmt: skip
 
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_ext.config.rope_scaling import RopeScaling
 from megatron_ext.model.alibi import alibi_slopes
 from megatron_ext.model.attention import CausalAttention, Positions
+from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.parallel.world import World
 from tests.unit.model.textbook import turned
 
@@ -19,8 +21,9 @@ TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
 POSITIONS = {
     "none": Positions(),
     "alibi": Positions(alibi=True),
-    "rope": Positions(rotary_base=10_000.0),
-    "half_rope": Positions(rotary_base=500.0, rotary_percent=0.5),
+    "rope": Positions(rotary=Rotary()),
+    "interleaved": Positions(rotary=Rotary(500.0, 0.5, True, RopeScaling("yarn", 4.0, 16))),
+    "half_rope": Positions(rotary=Rotary(500.0, 0.5)),
 }
 
 
@@ -38,9 +41,8 @@ def inputs(heads: int, groups: int, s: int = 11, hn: int = 8, dtype: torch.dtype
 def textbook(qkv: list[Tensor], positions: Positions, scale: float | None = None) -> Tensor:
     """One query at a time over the past keys, in fp64; `[s, b, np * hn]`."""
     query, key, value = (x.double() for x in qkv)
-    if positions.rotary_base is not None:
-        query = turned(query, positions.rotary_base, positions.rotary_percent)
-        key = turned(key, positions.rotary_base, positions.rotary_percent)
+    if positions.rotary is not None:
+        query, key = turned(query, positions.rotary), turned(key, positions.rotary)
     s, _, heads, hn = query.shape
     slopes = alibi_slopes(heads).double() if positions.alibi else torch.zeros(heads, dtype=torch.float64)
     rows = []
@@ -144,7 +146,7 @@ def test_a_mask_is_refused_rather_than_ignored():
         attention(2, Positions())(*inputs(2, 2), torch.zeros(1, 1, 11, 11, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("positions", [Positions(isolate=True), Positions(rotary_base=100.0, restart=True)])
+@pytest.mark.parametrize("positions", [Positions(isolate=True), Positions(rotary=Rotary(100.0), restart=True)])
 def test_training_must_say_where_documents_begin_and_evaluation_may(positions: Positions):
     core, qkv = attention(2, positions), inputs(2, 2)
     with pytest.raises(AssertionError, match="where documents begin"):
@@ -188,11 +190,11 @@ def test_documents_that_are_not_isolated_see_each_other():
 
 def test_restarted_rotation_counts_from_the_documents_begin_and_hides_nothing():
     qkv = inputs(4, 2)
-    out = attention(4, Positions(rotary_base=100.0, restart=True))(*qkv, STARTS)
+    out = attention(4, Positions(rotary=Rotary(100.0), restart=True))(*qkv, STARTS)
     query, key = (
         torch.cat(
             [
-                torch.cat([turned(x[begin:end, row : row + 1], 100.0, 1.0) for begin, end in documents])
+                torch.cat([turned(x[begin:end, row : row + 1], Rotary(100.0)) for begin, end in documents])
                 for row, documents in enumerate(DOCUMENTS)
             ],
             dim=1,
@@ -201,7 +203,7 @@ def test_restarted_rotation_counts_from_the_documents_begin_and_hides_nothing():
     )
     expected = textbook([query, key, qkv[2]], Positions())
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(out, attention(4, Positions(rotary_base=100.0))(*qkv, None), atol=1e-3)
+    assert not torch.allclose(out, attention(4, Positions(rotary=Rotary(100.0)))(*qkv, None), atol=1e-3)
 
 
 def test_isolated_documents_drop_as_the_generator_says(world: World):

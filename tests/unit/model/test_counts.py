@@ -39,18 +39,20 @@ def shapes(model, rows):
     result = {"embedding.word_embeddings.weight": (rows, h)}
     if model.position_embedding_type == "learned_absolute":
         result["embedding.position_embeddings.weight"] = (model.max_position_embeddings, h)
+    if model.embedding_layernorm:
+        result |= {f"embedding.word_embeddings_layernorm.{name}": shape for name, shape in norm.items()}
     if model.untie_embeddings_and_output_weights:
         result["output_layer.weight"] = (rows, h)
     fc1 = 2 * f if model.swiglu else f
     for i in range(model.num_layers):
         layer = f"decoder.layers.{i}"
-        for part in ("input_layernorm", "pre_mlp_layernorm"):
+        for part in ("input_layernorm",) if model.parallel_residual else ("input_layernorm", "pre_mlp_layernorm"):
             result |= {f"{layer}.{part}.{name}": shape for name, shape in norm.items()}
         for part, out, inside, bias in (
             ("self_attention.linear_qkv", q + kv, h, model.add_bias_linear or model.add_qkv_bias),
-            ("self_attention.linear_proj", h, q, model.add_bias_linear),
-            ("mlp.linear_fc1", fc1, h, model.add_bias_linear),
-            ("mlp.linear_fc2", h, f, model.add_bias_linear),
+            ("self_attention.linear_proj", h, q, model.add_bias_linear or model.add_attention_output_bias),
+            ("mlp.linear_fc1", fc1, h, model.add_bias_linear or model.add_mlp_up_bias),
+            ("mlp.linear_fc2", h, f, model.add_bias_linear or model.add_mlp_down_bias),
         ):
             result[f"{layer}.{part}.weight"] = (out, inside)
             if bias:
@@ -78,6 +80,11 @@ def count(shape):
         untie_embeddings_and_output_weights=st.booleans(),
         add_bias_linear=st.booleans(),
         add_qkv_bias=st.booleans(),
+        add_attention_output_bias=st.booleans(),
+        add_mlp_up_bias=st.booleans(),
+        add_mlp_down_bias=st.booleans(),
+        embedding_layernorm=st.booleans(),
+        parallel_residual=st.booleans(),
     ),
     st.integers(1, 99),
 )

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from megatron_ext.config.rope_scaling import RopeScaling
 from megatron_ext.model.attention import CausalAttention, Positions
 from megatron_ext.model.counts import parameter_counts
 from megatron_ext.model.gpt import PretrainGPT, build_model, positions_of
 from megatron_ext.model.init import sharded_parameters
+from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.parallel.world import World
 from tests.unit.model.textbook import textbook_logits
 from tests.unit.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_run
@@ -125,13 +127,17 @@ def test_tied_embeddings_are_one_parameter_with_both_gradients(world: World):
         ({"position_embedding_type": "alibi"}, Positions(alibi=True)),
         (
             {"position_embedding_type": "rope", "rotary_base": 5e5, "rotary_percent": 0.5},
-            Positions(rotary_base=5e5, rotary_percent=0.5),
+            Positions(rotary=Rotary(5e5, 0.5)),
         ),
-        ({"position_embedding_type": "rope", "reset_position_ids": True}, Positions(rotary_base=1e4, restart=True)),
-        ({"position_embedding_type": "rope", "reset_attention_mask": True}, Positions(rotary_base=1e4, isolate=True)),
+        (
+            {"position_embedding_type": "rope", "rotary_interleaved": True, "use_rope_scaling": True},
+            Positions(rotary=Rotary(interleaved=True, scaling=RopeScaling("llama3", 8.0, 8192))),
+        ),
+        ({"position_embedding_type": "rope", "reset_position_ids": True}, Positions(rotary=Rotary(), restart=True)),
+        ({"position_embedding_type": "rope", "reset_attention_mask": True}, Positions(rotary=Rotary(), isolate=True)),
         (
             {"position_embedding_type": "rope", "reset_attention_mask": True, "reset_position_ids": True},
-            Positions(rotary_base=1e4, isolate=True),
+            Positions(rotary=Rotary(), isolate=True),
         ),
         (
             {"position_embedding_type": "learned_absolute", "reset_attention_mask": True, "reset_position_ids": True},

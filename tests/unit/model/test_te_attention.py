@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from megatron_ext.config import load_run_config
+from megatron_ext.config.rope_scaling import RopeScaling
 from megatron_ext.model import te_attention
 from megatron_ext.model.attention import CausalAttention, Positions
 from megatron_ext.model.gpt import layer_spec
 from megatron_ext.model.rotary import apply_rotary
+from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.model.te_attention import TransformerEngineAttention
 
 MODEL = "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --seq-length 8 --position-embedding-type"
@@ -37,10 +39,11 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
-def test_queries_and_keys_are_rotated_before_the_kernel(kernel: None):
-    attention = TransformerEngineAttention(None, Positions(rotary_base=100.0), layer_number=3).eval()
+@pytest.mark.parametrize("rotary", [Rotary(100.0), Rotary(100.0, 0.5, True, RopeScaling("yarn", 4.0, 64))])
+def test_queries_and_keys_are_rotated_before_the_kernel(kernel: None, rotary: Rotary):
+    attention = TransformerEngineAttention(None, Positions(rotary=rotary), layer_number=3).eval()
     q, k, v = torch.randn(3, 6, 2, 4, 8)
-    expected = apply_rotary(q, 100.0, 1.0) + apply_rotary(k, 100.0, 1.0) + v
+    expected = apply_rotary(q, rotary) + apply_rotary(k, rotary) + v
     assert torch.equal(attention(q, k, v, None), expected)
     assert attention.kernel.built_with == {"layer_number": 3}
     assert not attention.kernel.training
@@ -61,7 +64,9 @@ def test_the_kernel_adds_nothing_to_checkpoints(kernel: None):
     [
         ("cuda", "rope", True, TransformerEngineAttention),
         ("cuda", "rope", False, CausalAttention),
+        ("cuda", "rope --rotary-interleaved --use-rope-scaling --parallel-residual", True, TransformerEngineAttention),
         ("cuda", "alibi", True, CausalAttention),
+        ("cuda", "alibi --embedding-layernorm", True, CausalAttention),
         ("cpu", "rope", True, CausalAttention),
         ("cuda", "rope --reset-attention-mask", True, CausalAttention),
         ("cuda", "rope --reset-position-ids", True, CausalAttention),

@@ -11,25 +11,31 @@ from torch.nn import functional
 
 from megatron_ext.config import ModelConfig
 from megatron_ext.model.alibi import alibi_slopes
+from megatron_ext.model.rotary_frequencies import Rotary
 
 
 def textbook_logits(model: ModelConfig, weights: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
     """Logits fp64 `[b, s, rows]` of tokens `[b, s]`; weights are full tensors by canonical name."""
     read = {name: weight.double() for name, weight in weights.items()}
     hidden = read["embedding.word_embeddings.weight"][tokens]
+    if model.embedding_layernorm:
+        hidden = norm(model, read, "embedding.word_embeddings_layernorm", hidden)
     if model.position_embedding_type == "learned_absolute":
         hidden = hidden + read["embedding.position_embeddings.weight"][: tokens.shape[1]]
+    hidden = model.embedding_multiplier * hidden
     for i in range(model.num_layers):
         layer = f"decoder.layers.{i}"
-        hidden = hidden + attend(
-            model, read, f"{layer}.self_attention", norm(model, read, f"{layer}.input_layernorm", hidden)
-        )
-        hidden = hidden + feed_forward(
-            model, read, f"{layer}.mlp", norm(model, read, f"{layer}.pre_mlp_layernorm", hidden)
-        )
+        normal = norm(model, read, f"{layer}.input_layernorm", hidden)
+        attended = attend(model, read, f"{layer}.self_attention", normal)
+        if not model.parallel_residual:
+            normal = norm(model, read, f"{layer}.pre_mlp_layernorm", hidden + attended)
+        hidden = hidden + attended + feed_forward(model, read, f"{layer}.mlp", normal)
     hidden = norm(model, read, "decoder.final_layernorm", hidden)
     output = "output_layer" if model.untie_embeddings_and_output_weights else "embedding.word_embeddings"
-    return hidden @ read[f"{output}.weight"].T
+    rows = read[f"{output}.weight"]
+    if model.norm_head:
+        rows = rows / rows.square().sum(-1, keepdim=True).sqrt()
+    return model.logits_multiplier * hidden @ rows.T
 
 
 def norm(model: ModelConfig, read: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -49,7 +55,8 @@ def feed_forward(model: ModelConfig, read: Mapping[str, Tensor], name: str, x: T
         gate, up = x.chunk(2, -1)
         x = gate / (1 + (-gate).exp()) * up
     else:
-        x = x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+        tanh = torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+        x = x * 0.5 * (1 + (tanh if model.openai_gelu else torch.erf(x / math.sqrt(2))))
     return linear(read, f"{name}.linear_fc2", x)
 
 
@@ -60,10 +67,7 @@ def attend(model: ModelConfig, read: Mapping[str, Tensor], name: str, x: Tensor)
     mixed = linear(read, f"{name}.linear_qkv", x).view(b, s, groups, -1, hn)
     query, key, value = mixed[..., :-2, :].reshape(b, s, -1, hn), mixed[..., -2, :], mixed[..., -1, :]
     if model.position_embedding_type == "rope":
-        query, key = (
-            turned(part.transpose(0, 1), model.rotary_base, model.rotary_percent).transpose(0, 1)
-            for part in (query, key)
-        )
+        query, key = (turned(part.transpose(0, 1), rotary_of(model)).transpose(0, 1) for part in (query, key))
     repeat = model.heads // groups
     key, value = key.repeat_interleave(repeat, 2), value.repeat_interleave(repeat, 2)
     scores = torch.einsum("bind,bjnd->bnij", query, key) / math.sqrt(hn)
@@ -74,13 +78,52 @@ def attend(model: ModelConfig, read: Mapping[str, Tensor], name: str, x: Tensor)
     return linear(read, f"{name}.linear_proj", out)
 
 
-def turned(x: Tensor, base: float, fraction: float) -> Tensor:
-    """In fp64: pair d becomes one complex number, multiplied by exp(i * position * base^(-2d/D))."""
-    dimensions = int(x.shape[-1] * fraction)
+def rotary_of(model: ModelConfig) -> Rotary:
+    return Rotary(model.rotary_base, model.rotary_percent, model.rotary_interleaved, model.rope_scaling)
+
+
+def turned(x: Tensor, rotary: Rotary) -> Tensor:
+    """In fp64: pair d becomes one complex number, multiplied by factor * exp(i * position * speed(d))."""
+    dimensions = int(x.shape[-1] * rotary.percent)
     half = dimensions // 2
     exact = x.double()
-    pairs = torch.complex(exact[..., :half], exact[..., half:dimensions])
+    head, rest = exact[..., :dimensions], exact[..., dimensions:]
+    first, second = (head[..., ::2], head[..., 1::2]) if rotary.interleaved else (head[..., :half], head[..., half:])
     position = torch.arange(x.shape[0], dtype=torch.float64)[:, None]
-    angle = position * base ** (-2 * torch.arange(half, dtype=torch.float64) / dimensions)
-    pairs = pairs * torch.polar(torch.ones_like(angle), angle)[:, None, None, :]
-    return torch.cat([pairs.real, pairs.imag, exact[..., dimensions:]], -1)
+    angle = position * torch.tensor([speed(rotary, d, dimensions) for d in range(half)], dtype=torch.float64)
+    scaling = rotary.scaling
+    factor = 1.0
+    if scaling is not None and scaling.kind == "yarn":
+        factor = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
+    pairs = torch.complex(first, second) * torch.polar(torch.full_like(angle, factor), angle)[:, None, None, :]
+    if rotary.interleaved:
+        return torch.cat([torch.view_as_real(pairs).flatten(-2), rest], -1)
+    return torch.cat([pairs.real, pairs.imag, rest], -1)
+
+
+def speed(rotary: Rotary, d: int, dimensions: int) -> float:
+    """Radians a position, of pair d, by the papers' formulas."""
+    base, scaling = rotary.base, rotary.scaling
+    plain = base ** (-2 * d / dimensions)
+    if scaling is None:
+        return plain
+    if scaling.kind == "linear":
+        return plain / scaling.factor
+    if scaling.kind == "ntk":
+        return (base * scaling.factor ** (dimensions / (dimensions - 2))) ** (-2 * d / dimensions)
+    turns = scaling.original_positions * plain / (2 * math.pi)
+    if scaling.kind == "llama3":
+        if turns > scaling.high_freq_factor:
+            return plain
+        if turns < scaling.low_freq_factor:
+            return plain / scaling.factor
+        kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        return (1 - kept) * plain / scaling.factor + kept * plain
+    # yarn: which pairs turn beta times, rounded outwards; in between the share falls with the pair's number
+    edges = [
+        dimensions / 2 * math.log(scaling.original_positions / (2 * math.pi * beta), base)
+        for beta in (scaling.beta_fast, scaling.beta_slow)
+    ]
+    first, last = max(math.floor(edges[0]), 0), min(math.ceil(edges[1]), dimensions - 1)
+    slowed = 0.0 if d <= first else 1.0 if d >= last else (d - first) / (last - first)
+    return plain * (1 - slowed + slowed / scaling.factor)

@@ -109,3 +109,29 @@ def test_a_step_hands_the_sources_to_the_loss():
     batch["sources"] = torch.tensor([4, 0])
     losses, loss_function = forward_step(iter([batch]), lambda *_, labels: labels)
     assert loss_function(losses)[2]["sources"].tolist() == [4, 0]
+
+
+def test_the_largest_logits_are_reported_as_a_sum_of_squares_over_counted_tokens():
+    losses = torch.ones(2, 3, requires_grad=True)
+    mask = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    largest = torch.tensor([[1.0, 100.0, -2.0], [100.0, 3.0, 100.0]])
+    total, _, report = sum_losses(mask, losses, largest_logits=largest)
+    assert report["squared logits"].item() == 14.0 and total.item() == 3.0
+    assert "squared logits" not in sum_losses(mask, losses)[2]
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_step_hands_the_largest_logits_of_its_model_to_the_loss(wrapped: bool):
+    class Stage:
+        largest_logits = torch.full((2, 2), 3.0)
+
+        def __call__(self, *_: object, labels: torch.Tensor) -> torch.Tensor:
+            return labels
+
+    class Wrapper(Stage):
+        largest_logits = None
+        module = Stage()
+
+    batch = {name: torch.ones(2, 2) for name in ("tokens", "position_ids", "labels", "loss_mask")}
+    losses, loss_function = forward_step(iter([batch]), Wrapper() if wrapped else Stage())
+    assert loss_function(losses)[2]["squared logits"].item() == 36.0

@@ -61,6 +61,11 @@ def test_the_length_of_sequences_is_printed_while_it_changes():
     assert " number of nan iterations:   0 | seq length: 64 | tokens per second: " in line
 
 
+def test_a_max_z_loss_stands_beside_the_lm_loss():
+    line = line_of([result(max_z_loss=0.25), result(max_z_loss=0.125)])
+    assert " lm loss: 3.000000E+00 | max-z loss: 1.250000E-01 | loss scale: 1.0 | number of" in line
+
+
 def test_a_loss_that_is_not_a_number_is_printed():
     assert " lm loss: nan |" in line_of([result(), result(lm_loss=math.nan)])
     assert " lm loss: inf |" in line_of([result(lm_loss=math.inf)])

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import yaml
 
 from megatron_ext.config import load_run_config, run_config_from_dict
-from megatron_ext.errors import ConfigError, MegatronExtError
+from megatron_ext.errors import ConfigError, MegatronExtError, TrainingError
 from megatron_ext.model.counts import parameter_counts
 from megatron_ext.parallel.world import World
 from megatron_ext.training import loop
@@ -171,6 +171,21 @@ class TestTrain:
         ticks = iter(range(1000))
         monkeypatch.setattr("time.monotonic", lambda: now + 25.0 * next(ticks))
         assert 0 < run_loop(parts).iteration < 5
+
+    def test_updates_skipped_in_a_row_end_it_with_an_error_and_save_nothing(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+    ):
+        """Broken weights would overwrite good checkpoints, at the interval as at the end."""
+        saves = Saves(monkeypatch)
+        values = {"max_skipped_iterations": 4, "save": str(tmp_path), "save_interval": 2, "eval_iters": 0}
+        parts, state = tiny_components(tiny_run(**values), world), TrainState()
+        with torch.no_grad():
+            parts.models[0].decoder.final_layernorm.weight[0] = math.nan
+        with pytest.raises(TrainingError, match="the last 4 updates were skipped, up to iteration 4"):
+            run_loop(parts, state)
+        assert (state.iteration, state.skipped_in_a_row, saves.iterations) == (4, 4, [])
+        captured = capsys.readouterr()
+        assert "no checkpoint of iteration 2" in captured.err and "stopped after iteration 4" in captured.out
 
     def test_skip_train_only_evaluates(self, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         saves, train_view, valid, test = Saves(monkeypatch), TokenView(), TokenView(1), TokenView(2)

@@ -101,6 +101,7 @@ def test_a_line_has_exactly_the_fields_of_the_issue():
     longer = step_record(state, result(seq_length=8), 0.75)
     assert list(longer) == [*ISSUE_FIELDS, "seq_length"]
     assert longer["seq_length"] == 8
+    assert list(step_record(state, result(max_z_loss=0.5), 0.75)) == [*ISSUE_FIELDS, "max_z_loss"]
     assert line["tokens_per_s"] == 128.0
     assert line["tflops_per_rank"] == 0.75
 

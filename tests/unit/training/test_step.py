@@ -330,8 +330,8 @@ def test_no_two_places_or_iterations_share_a_seed(world: World, monkeypatch: pyt
 
 def test_losses_and_tokens_of_all_micro_batches_are_summed(world: World):
     reports = [{"loss and tokens": torch.tensor(pair)} for pair in ([4.0, 1.0], [9.0, 2.0])]
-    assert sum_reports(reports, world) == (13.0, 3.0, None)
-    assert sum_reports([], world) == (0.0, 0.0, None)
+    assert sum_reports(reports, world) == (13.0, 3.0, None, 0.0)
+    assert sum_reports([], world) == (0.0, 0.0, None, 0.0)
 
 
 def test_forward_only_leaves_gradients_and_weights(world: World):

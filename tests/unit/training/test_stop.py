@@ -52,9 +52,26 @@ def test_the_maximum_over_ranks_is_the_reason_to_give():
 
 
 @pytest.mark.parametrize("reason", StopReason)
-def test_every_reason_can_be_told_and_leaves_a_checkpoint(reason: StopReason):
+def test_every_reason_can_be_told_and_most_leave_a_checkpoint(reason: StopReason):
     assert reason.describe()
-    assert reason.saves == (reason != StopReason.NONE)
+    assert reason.saves == (reason not in (StopReason.NONE, StopReason.SKIPPED_UPDATES))
+
+
+@pytest.mark.parametrize(
+    ("limit", "iteration", "start", "expected"),
+    [
+        (3, 5, 0, StopReason.SKIPPED_UPDATES),
+        (4, 5, 0, StopReason.NONE),
+        (0, 5, 0, StopReason.NONE),
+        (3, 5, 5, StopReason.NONE),
+        (3, 10, 0, StopReason.SKIPPED_UPDATES),
+    ],
+    ids=["reached", "not yet", "off", "just resumed", "at the end"],
+)
+def test_skipped_updates_in_a_row(limit: int, iteration: int, start: int, expected: StopReason):
+    run = RunConfig().with_values(micro_batch_size=1, train_iters=10, max_skipped_iterations=limit)
+    state = TrainState(iteration, 4 * iteration, skipped_iterations=3, skipped_in_a_row=3)
+    assert StopConditions(run, start, time.monotonic(), StopSignals()).vote(state) == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -64,14 +64,15 @@ def test_a_resume_leaves_one_value_per_step(tmp_path: Path):
     assert scalars(tmp_path / "vs_samples")["lm loss vs samples"] == list(zip(range(4, 36, 4), lives, strict=True))
 
 
-def test_the_length_of_sequences_is_written_while_it_changes(tmp_path: Path):
+def test_the_length_of_sequences_and_the_max_z_loss_are_written_where_they_are_known(tmp_path: Path):
     state, writer = TrainState(), TensorBoardWriter(tmp_path, TrainState())
     for seq_length in (4, 8):
-        result = StepResult(1.0, 0.5, 4, 40, 2.0, seq_length=seq_length)
+        result = StepResult(1.0, 0.5, 4, 40, 2.0, seq_length=seq_length, max_z_loss=0.25)
         state.advance(result)
         writer.write_step(state, result, 0.0)
     writer.close()
     assert scalars(tmp_path)["seq-length"] == [(1, 4.0), (2, 8.0)]
+    assert scalars(tmp_path)["max-z loss"] == [(1, 0.25), (2, 0.25)]
 
 
 def test_what_was_not_computed_is_not_written(tmp_path: Path):

@@ -1,0 +1,66 @@
+"""The output layer of models whose logits are more than a plain product: normalised rows, a multiplier."""
+
+from __future__ import annotations
+
+from megatron.core.tensor_parallel import ColumnParallelLinear
+from torch import Tensor
+
+from megatron_ext.config import ModelConfig
+from megatron_ext.model.norm_head import normalized_rows
+
+
+class OutputLayer(ColumnParallelLinear):
+    """logits = (multiplier * hidden) @ weight^T, where each row of the weight may be divided by its length.
+
+    megatron-core's layer in all else: vocabulary cut over the tensor-parallel ranks, sequence parallelism, a weight
+    that is the layer's own or, with tied embeddings, the caller's. What is stored and trained is the weight as it is;
+    it is normalised anew in every forward pass (NormHead).
+
+    Args:
+        plain: the layer that GPTModel has built; its weight, with all its marks, becomes this layer's.
+        model: `norm_head` and `logits_multiplier`.
+    """
+
+    def __init__(self, plain: ColumnParallelLinear, model: ModelConfig) -> None:
+        super().__init__(
+            plain.input_size,
+            plain.output_size,
+            config=plain.config,
+            init_method=plain.config.init_method,
+            bias=False,
+            gather_output=plain.gather_output,
+            skip_weight_param_allocation=True,
+            embedding_activation_buffer=plain.embedding_activation_buffer,
+            grad_output_buffer=plain.grad_output_buffer,
+            tp_group=plain.tp_group,
+        )
+        if plain.weight is not None:
+            self.weight = plain.weight
+        self.norm_head, self.multiplier = model.norm_head, model.logits_multiplier
+        # the product's weight is not the parameter, so the kernel that adds to the parameter's gradient cannot serve
+        self.gradient_accumulation_fusion = plain.gradient_accumulation_fusion and not self.norm_head
+
+    def forward(
+        self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute logits.
+
+        The multiplier is applied to the hidden states, which are fewer than the logits; a power of two changes no
+        bit but the exponent either way.
+
+        Args:
+            input_: `[s, b, h]`, `[s/tp, b, h]` under sequence parallelism. Collective over the tensor-parallel group.
+            weight: `[v/tp, h]` of tied embeddings; else None.
+            runtime_gather_output: overrides whether the ranks' logits are put together.
+
+        Returns:
+            Logits `[s, b, v/tp]`, and None in place of a bias.
+        """
+        weight = self.weight if weight is None else weight
+        hidden = input_ if self.multiplier == 1.0 else input_ * self.multiplier
+        return super().forward(hidden, normalized_rows(weight) if self.norm_head else weight, runtime_gather_output)
+
+
+def output_layer_of(plain: ColumnParallelLinear, model: ModelConfig) -> ColumnParallelLinear:
+    """Return the output layer that `model` asks for: `plain` itself where that is all."""
+    return OutputLayer(plain, model) if model.norm_head or model.logits_multiplier != 1.0 else plain
