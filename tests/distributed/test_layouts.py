@@ -27,20 +27,21 @@ FEWER_STEPS = {
     "moss": 20,
 }
 RELATIVE = 1e-5
+CASES_IN_A_LAUNCH = 10
 LENGTHENED = {1: ["micro-batch 1"], 2: ["tp2 sp", "pp2 vpp2", "dp2 distopt"], 4: ["tp2 sp pp2 vpp2"]}
 """Processes -> layouts that must know the length of a step: as slices, as messages, or not at all."""
 OUTPUTS = {
     1: [],
     2: [("normed", name) for name in ("tp2", "tp2 sp", "dp2 distopt overlap")]
     + [(model, "pp2 vpp2") for model in ("normed", "multiplied")],
-    4: [(model, "tp2 sp pp2 vpp2") for model in ("normed", "multiplied")],
+    4: [("normed", "tp2 sp pp2 vpp2")],
 }
 """Processes -> (model, layout) that cut what stands before the first layer and behind the last in every way."""
 
 BLOCKS = {
     "bloom": {1: ["recompute modules"], 2: ["tp2 sp", "pp2 vpp2"], 4: ["tp2 sp pp2 vpp2"]},
     "bloom_learned": {2: ["tp2", "tp2 sp"]},
-    "moss": {1: ["recompute modules"], 2: ["tp2", "tp2 sp", "pp2 vpp2"], 4: ["tp2 sp pp2 vpp2"]},
+    "moss": {1: ["recompute modules"], 2: ["tp2", "tp2 sp", "pp2 vpp2"]},
 }
 """Model -> processes -> the layouts that treat its blocks differently."""
 
@@ -69,7 +70,7 @@ ALL_CASES = [(processes, *case) for processes in LAYOUTS for case in cases_of(pr
 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train all cases in one launch per number of processes; a folder of results."""
+    """Train all cases, a few in a launch; a folder of results."""
     out = tmp_path_factory.mktemp("layouts")
     write_dataset(out / "data")
     for processes in LAYOUTS:
@@ -86,12 +87,11 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
             }
             for model, name, flags in cases
         ]
-        (out / f"cases{processes}.json").write_text(json.dumps(listed), encoding="utf-8")
-        run_worker(
-            "tests.distributed.layouts_worker",
-            processes,
-            [str(out / f"cases{processes}.json"), str(out), str(processes)],
-        )
+        # gloo's threads stay in a process that opens many worlds, and slow it down
+        for first in range(0, len(listed), CASES_IN_A_LAUNCH):
+            file = out / f"cases{processes}_{first}.json"
+            file.write_text(json.dumps(listed[first : first + CASES_IN_A_LAUNCH]), encoding="utf-8")
+            run_worker("tests.distributed.layouts_worker", processes, [str(file), str(out), str(processes)])
     return out
 
 
