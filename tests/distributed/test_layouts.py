@@ -11,7 +11,7 @@ import pytest
 from tests.distributed.processes import run_worker
 from tests.distributed.tiny import LAYOUTS, MODELS, TP4, write_dataset
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(1800)]  # the first test waits for all launches
 
 STEPS = 50
 FEWER_STEPS = {
