@@ -21,7 +21,7 @@ class AdamW(torch.optim.AdamW):
     Source: arXiv:1711.05101, algorithm 2.
     """
 
-    state_names = ("exp_avg", "exp_avg_sq")
+    state_names: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
 
     def init_state(self) -> None:
         """Give every parameter zero moments; called again after the distributed optimizer has cut the parameters."""

@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
+from megatron_ext.optim.adamw import AdamW
 
-class Lion(torch.optim.AdamW):
+
+class Lion(AdamW):
     """Sign of an interpolated momentum, with decoupled weight decay and fp32 state.
 
     u = sign(beta1 * m + (1 - beta1) * grad); theta <- theta - lr * (u + weight_decay * theta);
     m <- beta2 * m + (1 - beta2) * grad.
 
-    It is AdamW by name only: megatron-core's distributed optimizer asserts that class, for the sake of its own
-    checkpoints, which we do not write.
+    From AdamW it has the keeping of its state alone. megatron-core's distributed optimizer asserts that class, for the
+    sake of its own checkpoints, which we do not write.
 
     Args:
         params: parameters or groups of them.
@@ -36,18 +38,6 @@ class Lion(torch.optim.AdamW):
         self, params: Iterable[Any], lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
     ) -> None:
         torch.optim.Optimizer.__init__(self, params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-
-    def init_state(self) -> None:
-        """Give every parameter a zero momentum; called again after the distributed optimizer has cut the parameters."""
-        for group in self.param_groups:
-            group.setdefault("step", 0)
-            for parameter in group["params"]:
-                if not self.state[parameter]:
-                    self.state[parameter] = {"exp_avg": torch.zeros_like(parameter.data)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # AdamW's would fill in settings of its own
-        torch.optim.Optimizer.__setstate__(self, state)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Rules about weights of a blend that follow the losses (--blend-reweight-interval)."""
+"""Rules about weights of a blend that move with progress or follow the losses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import math
 
 from megatron_ext.config.rules.registry import given, rule, without_effect
 from megatron_ext.config.run import RunConfig
+
+
+@rule()
+def moving_weights_have_an_order_to_move(run: RunConfig) -> str | None:
+    """Megatron's order is laid out for constant weights; an order file says the shares itself."""
+    order = run.data.dataset_order
+    if order in ("permuted", "sequential"):
+        return None
+    return without_effect(run, "blend_schedule", f"with --dataset-order {order}")
 
 
 @rule()

@@ -105,15 +105,6 @@ def megatron_order_cuts_a_stream(run: RunConfig) -> str | None:
 
 
 @rule()
-def moving_weights_have_an_order_to_move(run: RunConfig) -> str | None:
-    """Megatron's order is laid out for constant weights; an order file says the shares itself."""
-    order = run.data.dataset_order
-    if order in ("permuted", "sequential"):
-        return None
-    return without_effect(run, "blend_schedule", f"with --dataset-order {order}")
-
-
-@rule()
 def last_sample_is_padded_in_a_stream(run: RunConfig) -> str | None:
     """Documents as samples are padded anyway."""
     if run.data.dataset_packing == "stream":

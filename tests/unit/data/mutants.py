@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 
+import numpy as np
+
 WORDS = ["the", "天地玄黄", "🙂", "a\nb", "\u2028", "{}", '"', "\\", "\x00", "", "é", "x" * 300, "1e5", "[1, 2]"]
 _BYTES = [
     b"\n",
@@ -120,3 +122,16 @@ def _number(digits: str) -> float:
     if float(digits) in (float("inf"), float("-inf")):
         raise ValueError(digits)
     return float(digits)
+
+
+def damaged_bytes(random: np.random.Generator, good: bytes, masks: tuple[int, ...], cuts: int) -> list[bytes]:
+    """Every byte changed by each mask and by a random one; then `cuts` times cut off, cut out, and overwritten."""
+    mutants = [
+        good[:i] + bytes([good[i] ^ change]) + good[i + 1 :]
+        for i in range(len(good))
+        for change in (*masks, int(random.integers(1, 256)))
+    ]
+    for _ in range(cuts):
+        i, j = sorted(random.integers(0, len(good) + 1, 2))
+        mutants += [good[:i], good[:i] + good[j:], good[:j] + random.bytes(int(random.integers(1, 20))) + good[j:]]
+    return [mutant for mutant in mutants if mutant != good]

@@ -18,6 +18,7 @@ from megatron_ext.data.split import Span
 from megatron_ext.data.store.indexed import IndexedDataset
 from megatron_ext.data.views import OrderedView, WindowView
 from megatron_ext.errors import DataError
+from tests.unit.data.mutants import damaged_bytes
 from tests.unit.data.small import make_dataset, random_documents, random_masks, write_masked
 
 SEQ = 16
@@ -163,17 +164,7 @@ def test_headers_that_make_no_sense_are_refused(parts: object, target: OrderTarg
 def test_no_mutation_of_a_joined_order_file_is_accepted(path: Path):
     """Every byte of a small file, and random cuts, insertions and changes."""
     good, random, target = path.read_bytes(), np.random.default_rng(0), joined_target(TARGETS)
-    mutants = [
-        good[:i] + bytes([good[i] ^ change]) + good[i + 1 :]
-        for i in range(len(good))
-        for change in (1, int(random.integers(2, 256)))
-    ]
-    for _ in range(200):
-        i, j = sorted(random.integers(0, len(good) + 1, 2))
-        mutants += [good[:i], good[:i] + good[j:], good[:j] + random.bytes(int(random.integers(1, 20))) + good[j:]]
-    for mutant in mutants:
-        if mutant == good:
-            continue
+    for mutant in damaged_bytes(random, good, (1,), 200):
         path.write_bytes(mutant)
         with pytest.raises(DataError):
             FileOrder(path, target)

@@ -13,6 +13,7 @@ import pytest
 from megatron_ext.data import order_file
 from megatron_ext.data.order_file import FileOrder, OrderFileWriter, OrderTarget, write_order_file
 from megatron_ext.errors import DataError
+from tests.unit.data.mutants import damaged_bytes
 
 TARGET = OrderTarget("data", 0, 80, 16, 100)
 
@@ -186,17 +187,7 @@ def test_no_mutation_of_an_order_file_is_accepted(tmp_path: Path):
         writer.publish()
     good = path.read_bytes()
     FileOrder(path, SMALL)
-    mutants = [
-        good[:i] + bytes([good[i] ^ change]) + good[i + 1 :]
-        for i in range(len(good))
-        for change in (1, 16, int(random.integers(1, 256)))
-    ]
-    for _ in range(700):
-        i, j = sorted(random.integers(0, len(good) + 1, 2))
-        mutants += [good[:i], good[:i] + good[j:], good[:j] + random.bytes(int(random.integers(1, 20))) + good[j:]]
-    for mutant in mutants:
-        if mutant == good:
-            continue
+    for mutant in damaged_bytes(random, good, (1, 16), 700):
         path.write_bytes(mutant)
         with pytest.raises(DataError):
             FileOrder(path, SMALL)

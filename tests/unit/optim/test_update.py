@@ -11,10 +11,10 @@ from megatron_ext.optim.update import gradient_norm, update_or_skip
 from megatron_ext.parallel.world import World
 from megatron_ext.training import step as step_module
 from megatron_ext.training.components import Components
-from megatron_ext.training.forward import forward_step
 from megatron_ext.training.metrics import StepResult, TrainState
 from megatron_ext.training.readers import open_readers
 from megatron_ext.training.step import train_step
+from tests.distributed.skipped_worker import forward_with_bad_report
 from tests.unit.tiny import TokenView, tiny_components, tiny_run
 
 WRAPPERS = [
@@ -80,16 +80,6 @@ def test_a_bad_loss_with_good_gradients_skips_the_update(values: dict, world: Wo
     """As of a label whose logit is minus infinity."""
     parts, state = tiny_components(tiny_run(**values), world), TrainState()
     before = everything(parts)
-
-    def forward_with_bad_report(*arguments: object) -> tuple:
-        output, loss_function = forward_step(*arguments)
-
-        def losses(values: torch.Tensor) -> tuple:
-            total, counted, report = loss_function(values)
-            report["loss and tokens"][0] = math.inf
-            return total, counted, report
-
-        return output, losses
 
     monkeypatch.setattr(step_module, "forward_step", forward_with_bad_report)
     [result] = train(parts, 1, state)
