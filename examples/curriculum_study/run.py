@@ -219,7 +219,8 @@ def order_file(out: Path, order: str, seed: int) -> Path:
 
 def samples_of_an_epoch(study: Study) -> int:
     """Samples in the training part, as tools/build_curriculum.py counted them."""
-    said = max((study.out / "logs").glob("sorted-seed-*.log")).read_text(encoding="utf-8")
+    logs = sorted((study.out / "logs").glob("sorted-seed-*.log"))
+    said = "".join(log.read_text(encoding="utf-8") for log in logs)  # one of them may be of a build that was killed
     counts = re.findall(r"([\d,]+) of [\d,]+ samples", said)
     return int(counts[-1].replace(",", ""))
 

@@ -121,7 +121,9 @@ def load_checkpoint(
 def refuse_other_model(folder: Path, record: CheckpointRecord, run: RunConfig, vocab_size: int) -> None:
     """Raise a CheckpointError that names every setting in which the checkpoint's model differs from the run's."""
     saved, wanted = record.run.model, run.model
-    pairs = [(name, getattr(saved, name), getattr(wanted, name)) for name in SHAPE_SETTINGS]
+    # a long-context stage begins with other frequencies of the same positions
+    free = {"rotary_base", "rope_scaling"} if run.checkpoint.finetune else set()
+    pairs = [(name, getattr(saved, name), getattr(wanted, name)) for name in SHAPE_SETTINGS if name not in free]
     pairs += [(name, getattr(saved, name), getattr(wanted, name)) for name in ("ffn_size", "query_groups", "head_dim")]
     if saved.position_embedding_type == wanted.position_embedding_type == "learned_absolute":
         pairs.append(("max_position_embeddings", record.run.max_position_embeddings, run.max_position_embeddings))

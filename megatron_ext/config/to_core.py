@@ -26,8 +26,8 @@ Built = TypeVar("Built")
 UNMAPPED: dict[str, str] = {
     "max_position_embeddings": "GPTModel's max_sequence_length (model/)",
     "position_embedding_type": "GPTModel's argument and our attention (model/)",
-    "rotary_base": "GPTModel's argument (model/)",
-    "rotary_percent": "GPTModel's argument (model/)",
+    "rotary_base": "our attention (model/rotary_frequencies.py)",
+    "rotary_percent": "our attention (model/rotary_frequencies.py)",
     "rotary_interleaved": "our attention (model/)",
     "rope_scaling_type": "our attention (model/rotary_frequencies.py)",
     "use_rope_scaling": "our attention (model/rotary_frequencies.py)",

@@ -87,6 +87,7 @@ class BlendView(View):
         self.remainder_tokens = sum(view.remainder_tokens for view in views)
         self.has_loss_mask = any(view.has_loss_mask for view in views)
         self.source_names = tuple(view.source_names[0] for view in views)
+        self.stores = tuple(store for view in views for store in view.stores)
 
     def __len__(self) -> int:
         """Samples of all datasets together, or the size given."""

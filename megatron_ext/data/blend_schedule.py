@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from megatron_ext.data.spread_mixture import WeightedMixture
 from megatron_ext.errors import DataError
 
+_TOKENS = re.compile(r"[0-9]+(\.[0-9]+)?([eE]\+?[0-9]{1,2})?")
 _STEPS = 256
 """Steps of constant weights that stand for the line between two knots."""
 
@@ -83,10 +86,12 @@ def _follow_line(
 def _parse_knot(word: str, num_datasets: int) -> Knot:
     try:
         tokens, _, listed = word.partition(":")
-        after, weights = float(tokens), np.array([float(weight) for weight in listed.split(",")])
-        if not (after >= 0 and after.is_integer()):
+        if not _TOKENS.fullmatch(tokens):
             raise ValueError("tokens")
-    except (ValueError, OverflowError):
+        after, weights = Fraction(tokens), np.array([float(weight) for weight in listed.split(",")])
+        if after.denominator != 1:
+            raise ValueError("tokens")
+    except ValueError:
         raise DataError(
             f"--blend-schedule {word} cannot be read",
             "A knot is TOKENS:WEIGHT,WEIGHT,... with a weight for each dataset, as in 2e9:4,1",

@@ -137,11 +137,11 @@ class _Builder:
     def _ordered_by_file(self, part: _Part) -> View:
         """All datasets of the training part under one order file."""
         data = self._request.data
-        if len(part.prefixes) > 1 and (part.weights is not None or data.blend_schedule):
+        if len(part.prefixes) > 1 and part.weights is not None:
             raise DataError(
                 f"weights of datasets are given beside --dataset-order {data.dataset_order}",
                 "An order file says which sample comes when, and with it the share of every dataset",
-                f"Give {part.flag} {' '.join(part.prefixes)} without weights or --blend-schedule; "
+                f"Give {part.flag} {' '.join(part.prefixes)} without weights; "
                 "tools/build_curriculum.py --stages makes an order with the shares you want",
             )
         views = [self._samples(store, self._span(part, store)) for store in map(self._open, part.prefixes)]

@@ -10,8 +10,8 @@ from megatron_ext.data.order_file import OrderTarget
 from megatron_ext.data.split import Span
 from megatron_ext.data.store.indexed import IndexedDataset
 from megatron_ext.data.views import (
-    OrderedView,
     RowsToFill,
+    RunsView,
     read_windows,
     require_existing,
 )
@@ -21,7 +21,7 @@ from megatron_ext.native_numpy import Int64Array
 _SHORTEST = 2  # a token to read and one to predict
 
 
-class DocumentView(OrderedView):
+class DocumentView(RunsView):
     """Sample i is the i-th sequence of the split: for fine-tuning rows, and for blocks that were packed beforehand.
 
     A sequence of n tokens has n - 1 to predict; seq_length + 1 - n pads that are never learned follow it. So the
@@ -42,7 +42,7 @@ class DocumentView(OrderedView):
         self, store: IndexedDataset, span: Span, seq_length: int, pad_id: int, max_vocab_size: int | None = None
     ) -> None:
         self._store = store
-        self.source_names = (store.prefix,)
+        self.stores, self.source_names = (store,), (store.prefix,)
         self._span = span
         self._pad_id = pad_id
         self._max_vocab_size = max_vocab_size

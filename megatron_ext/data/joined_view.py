@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ext.data.order import Order
 from megatron_ext.data.order_file import OrderTarget
-from megatron_ext.data.views import OrderedView, RowsToFill, TokenRange, View, require_existing
+from megatron_ext.data.views import OrderedView, RowsToFill, TokenRange, require_existing
 from megatron_ext.native_numpy import Int64Array
 
 
@@ -63,14 +62,12 @@ def joined_target(targets: Sequence[OrderTarget]) -> OrderTarget:
     )
 
 
-class JoinedView(View):
+class JoinedView(OrderedView):
     """Views laid end to end: a sample id is the number of samples in the views before, plus the view's own id.
 
     Args:
         views: at least one, of one sequence length; their own orders are not asked.
     """
-
-    _order: Order | None = None
 
     def __init__(self, views: Sequence[OrderedView]) -> None:
         self._views = list(views)
@@ -80,30 +77,16 @@ class JoinedView(View):
         self.remainder_tokens = sum(view.remainder_tokens for view in views)
         self.has_loss_mask = any(view.has_loss_mask for view in views)
         self.source_names = tuple(view.source_names[0] for view in views)
+        self.stores = tuple(store for view in views for store in view.stores)
 
     @property
     def target(self) -> OrderTarget:
         """What an order file for this view is made for."""
         return joined_target([view.target for view in self._views])
 
-    def ordered_by(self, order: Order) -> Self:
-        """Set the order and return the view."""
-        self._order = order
-        return self
-
     def __len__(self) -> int:
         """Samples of all datasets together."""
         return int(self._starts[-1])
-
-    def sample_ids(self, start: int, count: int) -> Int64Array:
-        """Ids of the samples at places start .. start+count-1, int64 `[count]`."""
-        assert self._order is not None, "ordered_by comes first"
-        return self._order.sample_ids(start, count)
-
-    def __getitem__(self, sample_id: int) -> Int64Array:
-        """The tokens of one sample, int64 `[seq_length + 1]`."""
-        view, local = self._located(sample_id)
-        return view[local]
 
     def loss_mask(self, sample_id: int) -> NDArray[np.uint8] | None:
         """What is learned at each token of one sample, uint8 `[seq_length + 1]`; None when all of them are."""

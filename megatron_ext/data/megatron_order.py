@@ -62,7 +62,7 @@ class MegatronView(View):
         self, store: IndexedDataset, span: Span, order: MegatronOrder, max_vocab_size: int | None = None
     ) -> None:
         self._store = store
-        self.source_names = (store.prefix,)
+        self.stores, self.source_names = (store,), (store.prefix,)
         self._max_vocab_size = max_vocab_size
         self.has_loss_mask = store.loss_mask is not None
         self.seq_length = order.seq_length

@@ -1,4 +1,4 @@
-"""Order files: sample ids in the order they are to be trained on, made for one dataset, read where they are needed.
+"""Order files: sample ids in the order of training, for a dataset or several laid end to end, read when needed.
 
 Format: one line of JSON, padded with spaces so that it has a multiple of 64 bytes with its newline; then `count`
 sample ids as little-endian int64. The header tells the format and its version, the count, the sha256 of the ids,
@@ -175,10 +175,10 @@ def _header_bytes(header: Mapping[str, Any]) -> bytes:
 class FileOrder:
     """The order of a file; after its last id it begins again.
 
-    Opening reads the ids twice at the same time, in two threads: for their checksum, and for ids that do not exist or,
-    if the file promises that there are none, that stand in it twice. From then on only the ids asked for are read, from
-    the file that was opened, whatever takes its name; a file that is written to while it is in use is read for its
-    checksum once more.
+    Opening reads the ids in two threads at the same time: in one for their checksum; in the other for ids that do not
+    exist and, if the file promises that none stands in it twice, once more for every 2^30 samples. From then on only
+    the ids asked for are read, from the file that was opened, whatever takes its name; a file that is written to while
+    it is in use is read for its checksum once more.
 
     Args:
         path: the order file.

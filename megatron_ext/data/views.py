@@ -50,7 +50,8 @@ class View(ABC):
         remainder_tokens: tokens that no sample of an epoch predicts: the first one and the tail (law L5). A token
             that is predicted without weight, because the loss mask says so, is none of them.
         has_loss_mask: whether `loss_mask` gives one; else every token of every sample is learned.
-        source_names: the datasets that samples come from, at least one.
+        source_names: what the datasets that samples come from are called, at least one.
+        stores: those datasets.
     """
 
     seq_length: int
@@ -58,6 +59,7 @@ class View(ABC):
     remainder_tokens: int
     has_loss_mask: bool = False
     source_names: tuple[str, ...] = ("",)
+    stores: tuple[IndexedDataset, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -107,9 +109,8 @@ class View(ABC):
 
 
 class OrderedView(View):
-    """A view whose sample ids 0 .. len-1 come in an order given from outside; each is one run of a dataset's tokens."""
+    """A view whose sample ids 0 .. len-1 come in an order given from outside."""
 
-    _store: IndexedDataset
     _order: Order | None = None
 
     @property
@@ -131,6 +132,12 @@ class OrderedView(View):
         """The tokens of one sample, int64 `[seq_length + 1]`."""
         return self.read(np.array([sample_id], np.int64))[0][0]
 
+
+class RunsView(OrderedView):
+    """An ordered view of one dataset, each of whose samples is one run of its tokens."""
+
+    _store: IndexedDataset
+
     def loss_mask(self, sample_id: int) -> NDArray[np.uint8] | None:
         """What is learned at each token of one sample, uint8 `[seq_length + 1]`; None when all of them are."""
         begin, end = self._bounds(sample_id)
@@ -145,7 +152,7 @@ class OrderedView(View):
         """Begin and end of one sample in the dataset's tokens; what it lacks to its length is padding."""
 
 
-class WindowView(OrderedView):
+class WindowView(RunsView):
     """Windows of seq_length + 1 tokens, seq_length apart, over the split's documents laid end to end.
 
     Args:
@@ -169,7 +176,7 @@ class WindowView(OrderedView):
     ) -> None:
         self._store = store
         self._span = span
-        self.source_names = (store.prefix,)
+        self.stores, self.source_names = (store,), (store.prefix,)
         self._first_token = store.token_offset(span.first)
         self._last_token = store.token_offset(span.last)
         self.seq_length = seq_length

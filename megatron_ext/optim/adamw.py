@@ -43,7 +43,10 @@ class AdamW(torch.optim.AdamW):
             group["step"] = group.get("step", 0) + 1
             with_gradient = [(parameter, parameter.grad) for parameter in group["params"] if parameter.grad is not None]
             if with_gradient:
-                _adamw_update(with_gradient, self.state, group)
+                self._update(with_gradient, group)
+
+    def _update(self, with_gradient: list[tuple[torch.Tensor, torch.Tensor]], group: dict[str, Any]) -> None:
+        _adamw_update(with_gradient, self.state, group)
 
 
 class SGD(torch.optim.SGD):

@@ -20,8 +20,8 @@ class Lion(AdamW):
     u = sign(beta1 * m + (1 - beta1) * grad); theta <- theta - lr * (u + weight_decay * theta);
     m <- beta2 * m + (1 - beta2) * grad.
 
-    From AdamW it has the keeping of its state alone. megatron-core's distributed optimizer asserts that class, for the
-    sake of its own checkpoints, which we do not write.
+    From AdamW it has how state is kept and steps are counted; megatron-core's distributed optimizer asserts that class,
+    for the sake of its own checkpoints, which we do not write.
 
     Args:
         params: parameters or groups of them.
@@ -39,15 +39,9 @@ class Lion(AdamW):
     ) -> None:
         torch.optim.Optimizer.__init__(self, params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient; counts one step in every group."""
-        del closure
-        for group in self.param_groups:
-            group["step"] = group.get("step", 0) + 1
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    _lion_update(parameter, parameter.grad, self.state[parameter]["exp_avg"], group)
+    def _update(self, with_gradient: list[tuple[torch.Tensor, torch.Tensor]], group: dict[str, Any]) -> None:
+        for parameter, gradient in with_gradient:
+            _lion_update(parameter, gradient, self.state[parameter]["exp_avg"], group)
 
 
 def _lion_update(

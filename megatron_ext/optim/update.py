@@ -40,9 +40,9 @@ def update_or_skip(optimizer: MegatronOptimizer, loss: float) -> Update:
     grad_norm = gradient_norm(optimizer, math.isfinite(loss))
     if not math.isfinite(grad_norm):
         return Update(made=False, grad_norm=grad_norm)
-    clip = optimizer.config.clip_grad
-    if clip > 0.0:
-        clip_grad_by_total_norm_fp32(optimizer.get_parameters(), clip, grad_norm)
+    clip, parameters = optimizer.config.clip_grad, optimizer.get_parameters()
+    if clip > 0.0 and parameters:  # kernels of GPUs refuse an empty list, that of a stage that trains nothing
+        clip_grad_by_total_norm_fp32(parameters, clip, grad_norm)
     num_zeros = int(optimizer.count_zeros()) if optimizer.config.log_num_zeros_in_grad else None
     return Update(bool(optimizer.step_with_ready_grads()), grad_norm, num_zeros)
 

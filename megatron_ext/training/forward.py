@@ -30,9 +30,8 @@ def forward_step(micro_batches: Iterator[Batch] | None, model: torch.nn.Module) 
     batch = next(micro_batches)
     output = model(batch["tokens"], batch["position_ids"], batch.get("document_starts"), labels=batch["labels"])
     largest_logits = getattr(getattr(model, "module", model), "largest_logits", None)
-    return output, functools.partial(
-        sum_losses, batch["loss_mask"], sources=batch.get("sources"), largest_logits=largest_logits
-    )
+    sources = batch.get("sources") if torch.is_grad_enabled() else None  # evaluation counts no sources
+    return output, functools.partial(sum_losses, batch["loss_mask"], sources=sources, largest_logits=largest_logits)
 
 
 def sum_losses(

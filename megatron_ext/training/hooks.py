@@ -270,8 +270,8 @@ def evaluation_hook(parts: HookParts, outputs: Outputs) -> Hook | None:
 def checkpoint_hook(parts: HookParts) -> Hook | None:
     """Save every --save-interval iterations; collective. After all other outputs, so that a resume finds them.
 
-    Not after an iteration whose loss or gradient was no number: the weights may be the reason, and a checkpoint of
-    them would push out good ones.
+    Not after an iteration whose loss or gradient was no number: the weights may be the reason, and checkpoints of them
+    would push out good ones interval by interval. The one save at the end of a run is made all the same.
     """
     save, interval = parts.save, parts.run.checkpoint.save_interval
     if save is None or not interval:

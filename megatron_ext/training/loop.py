@@ -93,7 +93,8 @@ def train(parts: Components, state: TrainState, conditions: StopConditions) -> N
             f"the last {state.skipped_in_a_row} updates were skipped, up to iteration {state.iteration}",
             f"--max-skipped-iterations is {run.train.max_skipped_iterations}; warnings above tell loss and gradient "
             "norm of each iteration that was no number; no checkpoint was written at the end",
-            "resume from the last checkpoint, with a lower --lr or without the ranks that are named above",
+            "resume from the last checkpoint, with a lower --lr and --override-opt_param-scheduler, or without the "
+            "ranks that are named above",
         )
 
 

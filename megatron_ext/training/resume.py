@@ -67,7 +67,7 @@ def save_state(parts: Components, state: TrainState) -> None:
         schedule=asdict(parts.schedule),
         optimizer_step=optimizer_step(parts.optimizer) if keeps_optimizer else None,
         loss_scaler=scaler_state(parts.optimizer) if keeps_optimizer else None,
-        data=describe_order(parts.datasets.train),
+        data=describe_order(parts.datasets.train, state.consumed_samples),
         sources=state.sources.to_record() if state.sources else {},
         tokenizer_files=[file.name for file in parts.tokenizer.files],
         provenance={"software": f"megatron_ext {megatron_ext.__version__}"},
@@ -79,19 +79,24 @@ def save_state(parts: Components, state: TrainState) -> None:
     log.info(f"saved {folder} in {time.perf_counter() - started:.1f} s")
 
 
-def describe_order(view: View | None) -> dict[str, int]:
-    """Return numbers that tell one stream of training samples from another: sizes, data, its first ids and tokens."""
+def describe_order(view: View | None, consumed_samples: int) -> dict[str, int]:
+    """Return numbers that tell one stream of training samples from another.
+
+    Its sizes, its datasets, its first ids and tokens, and the last ids that the run has consumed: they are the same
+    only if every dataset of a blend was drawn as often until there. What is still to come may be planned anew.
+    """
     if view is None:
         return {}
     ids = view.sample_ids(0, 256)
     tokens = b"".join(view[int(sample)].tobytes() for sample in ids[:4])
-    stores = {part.store for sample in ids for part in view.token_ranges(int(sample))}
+    last = view.sample_ids(max(0, consumed_samples - 256), min(256, consumed_samples))
     return {
         "tokens": view.num_tokens,
         "samples in one epoch": len(view),
         "sequence length": view.seq_length,
-        "checksum of the datasets": zlib.crc32(" ".join(sorted(store.identity for store in stores)).encode()),
+        "checksum of the datasets": zlib.crc32(" ".join(store.identity for store in view.stores).encode()),
         "checksum of the order": zlib.crc32(ids.tobytes()),
+        "checksum of the last samples": zlib.crc32(last.tobytes()),
         "checksum of the first samples": zlib.crc32(tokens),
     }
 
@@ -106,6 +111,12 @@ def _resumed_sources(folder: Path, record: CheckpointRecord, parts: Components) 
         sources = SourceProgress.from_record(record.sources) if record.sources else None
     except ValueError as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from None
+    if sources is not None and sources.decisions and parts.run.data.blend_schedule:
+        raise CheckpointError(
+            f"checkpoint {folder} has weights that were decided by the losses, and --blend-schedule gives other ones",
+            "what was drawn stays drawn, so a schedule cannot begin in the middle of such a run",
+            "leave out --blend-schedule, or start over from the weights of the model with --finetune",
+        )
     fits = sources is None or len(sources.since_report) == parts.num_sources
     fits = fits and apply_decisions(parts.datasets.train, sources.decisions if sources else [])
     _refuse_other_data(folder, record, parts)
@@ -122,7 +133,7 @@ def _resumed_sources(folder: Path, record: CheckpointRecord, parts: Components) 
 
 def _refuse_other_data(folder: Path, record: CheckpointRecord, parts: Components) -> None:
     """A resume must continue the same order of the same samples (law L3)."""
-    current = describe_order(parts.datasets.train)
+    current = describe_order(parts.datasets.train, record.state["consumed_samples"])
     differing = [name for name in current if name in record.data and record.data[name] != current[name]]
     if differing:
         values = "; ".join(f"{name}: {record.data[name]} there, {current[name]} here" for name in differing)

@@ -77,12 +77,12 @@ class Schedule:
             (
                 0 <= self.lr_warmup_steps < self.lr_decay_steps,
                 f"the warm-up, {self.lr_warmup_steps} samples, is not shorter than the decay, {self.lr_decay_steps}",
-                "change --lr-warmup-iters (or -samples, -fraction) or --lr-decay-iters (or -samples)",
+                "change --lr-warmup-iters (or -samples, -tokens, -fraction) or --lr-decay-iters (or -samples, -tokens)",
             ),
             (
                 self.lr_decay_style != "WSD" or bool(self.wsd_decay_steps),
                 "--lr-decay-style WSD without the length of its decay",
-                "give --lr-wsd-decay-iters, or --lr-wsd-decay-samples with --train-samples",
+                "give --lr-wsd-decay-iters, or -samples with --train-samples, or -tokens with --train-tokens",
             ),
             (
                 0.0 <= self.start_wd <= self.end_wd,
@@ -235,7 +235,9 @@ def _lengths_in_samples(run: RunConfig) -> tuple[int, float, int | None, int]:
     else:
         samples = run.samples_of("train")
         if samples is None:
-            raise ConfigError("the length of the run is missing", fix="give --train-iters or --train-samples")
+            raise ConfigError(
+                "the length of the run is missing", fix="give --train-iters, --train-samples or --train-tokens"
+            )
         whole_run = samples
         decay = run.samples_of("lr_decay") or whole_run
         wsd_decay = run.samples_of("lr_wsd_decay")

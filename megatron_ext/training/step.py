@@ -128,7 +128,8 @@ def sum_reports(reports: list[dict[str, torch.Tensor]], world: World, num_source
     total = torch.zeros(3 + 3 * num_sources, dtype=torch.float64, device=world.device)
     for report in reports:
         total[:2] += report["loss and tokens"]
-        total[2] += report.get("squared logits", 0.0)
+        if "squared logits" in report:
+            total[2] += report["squared logits"]
     if reports and num_sources:
         add_by_source(reports, total[3:].view(3, num_sources))
     own_loss = total[0].clone()

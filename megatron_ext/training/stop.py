@@ -93,7 +93,7 @@ class StopConditions:
     """What may end the run, fixed when it starts.
 
     Args:
-        run: --train-iters, --train-samples, --exit-interval, --exit-duration-in-mins, --max-skipped-iterations.
+        run: --train-iters, -samples or -tokens, --exit-interval, --exit-duration-in-mins, --max-skipped-iterations.
         start_iteration: where this start of the program began; at least one iteration follows it, so that a run
             resumed at a multiple of --exit-interval goes on.
         started_at: `time.monotonic()` at the start of the program.

@@ -18,7 +18,7 @@ WORLD_SIZE = 4
 TP2 = "--tensor-model-parallel-size 2 --sequence-parallel --use-distributed-optimizer"
 PP2 = "--pipeline-model-parallel-size 2 --num-virtual-stages-per-pipeline-rank 2 --micro-batch-size 1"
 FLAGS = (
-    "--train-iters 14 --lr-warmup-iters 0 --log-interval 5 --eval-iters 0 --blend-reweight-interval 4 --no-progress "
+    "--train-iters 14 --lr-warmup-iters 0 --log-interval 3 --eval-iters 0 --blend-reweight-interval 4 --no-progress "
     "--global-batch-size 8"
 )
 STOP = 7

@@ -39,7 +39,7 @@ def lines(folder: Path, name: str) -> list[dict]:
 
 
 def test_stopped_inside_an_interval_and_resumed_is_bit_equal(runs: Path):
-    for name, count in (("metrics.jsonl", 14), ("sources.jsonl", 2), ("blend_weights.jsonl", 3), ("ids.jsonl", 14)):
+    for name, count in (("metrics.jsonl", 14), ("sources.jsonl", 4), ("blend_weights.jsonl", 3), ("ids.jsonl", 14)):
         whole = lines(runs / "whole", name)
         assert len(whole) == count and lines(runs / "parts", name) == whole, name
 

@@ -43,7 +43,10 @@ def ramp_up_counts_samples(run: RunConfig) -> str | None:
     """With a growing batch, only samples say how long a run is. Source: Megatron-LM arguments.py."""
     if run.train.train_iters is None:
         return None
-    return "--rampup-batch-size needs --train-samples (and lr lengths in samples) instead of --train-iters"
+    return (
+        "--rampup-batch-size needs --train-samples or --train-tokens (and lr lengths in the same) instead of "
+        "--train-iters"
+    )
 
 
 @rule(needs="rampup_batch_size micro_batch_size")

@@ -14,7 +14,7 @@ def moving_weights_have_an_order_to_move(run: RunConfig) -> str | None:
     order = run.data.dataset_order
     if order in ("permuted", "sequential"):
         return None
-    return without_effect(run, "blend_schedule", f"with --dataset-order {order}")
+    return without_effect(run, "blend_schedule blend_reweight_interval", f"with --dataset-order {order}")
 
 
 @rule()
@@ -24,18 +24,6 @@ def reweighting_says_how_often(run: RunConfig) -> str | None:
         return None
     names = "blend_reweight_rate blend_reweight_floor blend_reference_losses"
     return without_effect(run, names, "without --blend-reweight-interval")
-
-
-@rule(needs="blend_reweight_interval")
-def reweighting_goes_with_an_order_that_can_change(run: RunConfig) -> str | None:
-    """An order that is fixed for the whole run has no weights to change."""
-    order = run.data.dataset_order
-    if order in ("permuted", "sequential"):
-        return None
-    return (
-        f"--blend-reweight-interval does not go with --dataset-order {order}, which fixes the order of the whole run; "
-        "use permuted or sequential"
-    )
 
 
 @rule(needs="blend_reweight_interval")

@@ -39,6 +39,16 @@ def warm_up_is_shorter_than_the_decay(run: RunConfig) -> str | None:
     return None
 
 
+@rule(needs="seq_length")
+def lengths_in_tokens_hold_a_sample(run: RunConfig) -> str | None:
+    """They count in whole samples; less than one would count as none."""
+    length = run.train.seq_length or 1
+    for name in ("train_tokens", "lr_decay_tokens", "lr_warmup_tokens", "lr_wsd_decay_tokens"):
+        if 0 < (run.get(name) or 0) < length:
+            return f"--{name.replace('_', '-')} {run.get(name)} is less than one sample of --seq-length {length}"
+    return None
+
+
 @rule()
 def warm_up_start_needs_a_warm_up(run: RunConfig) -> str | None:
     """The first rate is that of the warm-up."""

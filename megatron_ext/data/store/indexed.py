@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,7 @@ class IndexedDataset:
         """Number of documents."""
         return len(self.document_boundaries) - 1
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Text that differs between datasets with different tokens or masks: from the manifest's checksums.
 

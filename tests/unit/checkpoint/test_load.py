@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,15 @@ def test_another_model_is_refused_by_the_name_of_the_setting(world: World, tmp_p
     assert f"{folder} holds another model" in str(failure.value)
     assert difference in str(failure.value)
     assert_same(state_of(other), before)
+
+
+def test_finetune_may_stretch_the_positions(world: World, tmp_path: Path):
+    """A long-context stage: the same tensors, other frequencies."""
+    folder = save_filled(components(world), tmp_path, 1, 1)
+    for finetune in (True, False):
+        other = components(world, finetune=finetune, rotary_base=5e5)
+        with nullcontext() if finetune else pytest.raises(CheckpointError, match="rotary_base"):
+            load_checkpoint(folder, other.run, VOCAB_SIZE, other.models, None)
 
 
 def test_every_difference_is_named_at_once(world: World, tmp_path: Path):

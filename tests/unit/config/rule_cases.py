@@ -217,6 +217,11 @@ CASES = {
     "warm_up_is_shorter_than_the_decay": Case(
         {"lr_warmup_iters": 9}, {"lr_warmup_iters": 5, "lr_decay_iters": 5}, "5 is not shorter than the decay, 5 iters"
     ),
+    "lengths_in_tokens_hold_a_sample": Case(
+        {"train_iters": None, "train_tokens": 320_000, "lr_warmup_tokens": 3200},
+        {"train_iters": None, "train_tokens": 320_000, "lr_warmup_tokens": 30},
+        "--lr-warmup-tokens 30 is less than one sample of --seq-length",
+    ),
     "warm_up_start_needs_a_warm_up": Case(
         {"lr_warmup_init": 1e-5, "lr_warmup_iters": 2}, {"lr_warmup_init": 1e-5}, "without a warm-up"
     ),
@@ -294,8 +299,8 @@ CASES = {
     ),
     "moving_weights_have_an_order_to_move": Case(
         {"blend_schedule": ("0:9,1", "2e9:4,1")},
-        {"blend_schedule": ("0:9,1", "2e9:4,1"), "dataset_order": "megatron"},
-        "--blend-schedule has no effect with --dataset-order megatron",
+        {"blend_reweight_interval": 5, "dataset_order": "megatron"},
+        "--blend-reweight-interval has no effect with --dataset-order megatron",
     ),
     "last_sample_is_padded_in_a_stream": Case(
         {"pad_last_sample": True},
@@ -306,11 +311,6 @@ CASES = {
         {"blend_reweight_interval": 5, "blend_reweight_rate": 0.5, "blend_reweight_floor": 0.2},
         {"blend_reweight_rate": 0.5, "blend_reference_losses": ("2",)},
         "--blend-reweight-rate, --blend-reference-losses have no effect without --blend-reweight-interval",
-    ),
-    "reweighting_goes_with_an_order_that_can_change": Case(
-        {"blend_reweight_interval": 5, "dataset_order": "sequential"},
-        {"blend_reweight_interval": 5, "dataset_order": "megatron"},
-        "--blend-reweight-interval does not go with --dataset-order megatron",
     ),
     "weights_follow_one_plan": Case(
         {"blend_reweight_interval": 5},

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from megatron_ext.optim import update
 from megatron_ext.optim.update import gradient_norm, update_or_skip
 from megatron_ext.parallel.world import World
 from megatron_ext.training import step as step_module
@@ -119,3 +120,14 @@ def test_gradients_outside_of_the_norm_are_looked_at(world: World):
     before = everything(parts)
     assert not update_or_skip(parts.optimizer, math.nan).made and unchanged(parts, before)
     assert update_or_skip(parts.optimizer, 1.0).made and not unchanged(parts, before)
+
+
+def test_a_rank_without_parameters_clips_nothing(world: World, monkeypatch):
+    """As a pipeline stage that is frozen whole; kernels of GPUs refuse an empty list."""
+    parts = tiny_components(tiny_run(clip_grad=1e-3), world)
+    parts.optimizer.optimizer.param_groups = [
+        {**group, "params": []} for group in parts.optimizer.optimizer.param_groups
+    ]
+    monkeypatch.setattr(update, "clip_grad_by_total_norm_fp32", lambda *_: pytest.fail("called with nothing to clip"))
+    monkeypatch.setattr(update, "gradient_norm", lambda *_: 7.0)
+    assert update_or_skip(parts.optimizer, 1.0).made

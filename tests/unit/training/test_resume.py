@@ -14,6 +14,8 @@ from megatron_ext.checkpoint.load import find_checkpoint
 from megatron_ext.checkpoint.names import checkpoint_folder
 from megatron_ext.checkpoint.record import read_record
 from megatron_ext.config import CheckpointConfig
+from megatron_ext.data.blend import BlendView
+from megatron_ext.data.blend_schedule import parse_schedule, scheduled_mixture
 from megatron_ext.data.datasets import Datasets
 from megatron_ext.data.views import View
 from megatron_ext.errors import CheckpointError
@@ -195,11 +197,11 @@ def test_another_data_order_is_refused_with_what_differs(world: World, tmp_path:
 
 
 def test_the_description_of_an_order_is_pure_and_has_no_arrays(world: World):
-    assert describe_order(None) == {}
-    first = describe_order(TokenView())
-    assert first == describe_order(TokenView())
+    assert describe_order(None, 0) == {}
+    first = describe_order(TokenView(), 8)
+    assert first == describe_order(TokenView(), 8)
     assert all(type(value) is int for value in first.values())
-    different = [describe_order(view()) for view in OTHER_DATA.values()]
+    different = [describe_order(view(), 8) for view in OTHER_DATA.values()]
     assert all(other != first for other in different)
 
 
@@ -246,6 +248,32 @@ def test_an_older_checkpoint_of_a_blend_is_resumed_and_numbers_for_other_sources
             start_state(blended(world, tmp_path, easy_and_hard()))
 
 
+def scheduled(end: str) -> BlendView:
+    """A blend whose weights move from 9:1; the first 256 samples are the same for every end."""
+    view = easy_and_hard()
+    return BlendView(view._views, scheduled_mixture(parse_schedule(["0:9,1", end], 2), 1))
+
+
+def test_other_weights_far_from_the_beginning_are_noticed_where_the_run_stands(world: World, tmp_path: Path):
+    save_state(blended(world, tmp_path, scheduled("8000000:4,1")), TrainState(3, 1_000_000, 16_000_000))
+    assert start_state(blended(world, tmp_path, scheduled("8000000:4,1"))).consumed_samples == 1_000_000
+    with pytest.raises(CheckpointError, match="checksum of the last samples: ") as failure:
+        start_state(blended(world, tmp_path, scheduled("8000000:1,1")))
+    assert "checksum of the order" not in str(failure.value)
+
+
+def test_a_schedule_does_not_take_over_from_decisions(world: World, tmp_path: Path):
+    parts, state = blended(world, tmp_path, easy_and_hard()), TrainState(3, 12, 192)
+    state.sources = SourceProgress.begin(2)
+    state.sources.decide(Decision(2, 8, (0.1, 0.9), (1.0, None)))
+    apply_decisions(parts.datasets.train, state.sources.decisions)
+    save_state(parts, state)
+    other = blended(world, tmp_path, scheduled("8000000:4,1"))
+    other.run = other.run.with_values(blend_schedule=("0:9,1", "8000000:4,1"))
+    with pytest.raises(CheckpointError, match=r"decided by the losses, and --blend-schedule"):
+        start_state(other)
+
+
 # the schedule ---------------------------------------------------------------------------------------------------
 
 
@@ -279,7 +307,7 @@ def test_a_save_keeps_what_a_resume_needs(world: World, tmp_path: Path):
     assert record.state == state.to_dict()
     assert record.schedule == schedule_settings(parts.run)
     assert record.vocab_size == VOCAB_SIZE
-    assert record.data == describe_order(parts.datasets.train)
+    assert record.data == describe_order(parts.datasets.train, state.consumed_samples)
     assert record.loss_scaler["scale"] == parts.optimizer.get_loss_scale().item()
     assert record.optimizer_step == 3 - state.skipped_iterations
     assert record.provenance["software"].startswith("megatron_ext ")
