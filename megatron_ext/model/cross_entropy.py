@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_ext.model.row_chunks import row_chunks
+
 _LAST_COLUMN = (1 << 31) - 1
-CHUNK_ELEMENTS = 1 << 20
-"""Logits turned to fp32 at a time (4 MiB): they stay in the cache, and the fp32 logits never exist whole."""
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup) -> Tensor:
@@ -75,7 +73,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         target = scores.gather(1, index[:, None])[:, 0].float() - largest if real else largest.new_zeros(rows)
         target = target.where(mine, 0.0)
         total = torch.zeros(rows, device=logits.device)
-        for chunk in _chunks(rows, real):
+        for chunk in row_chunks(rows, real):
             total[chunk] = torch.sub(scores[chunk], largest[chunk, None]).exp_().sum(-1)
         _all_reduce(target, dist.ReduceOp.SUM, group)
         _all_reduce(total, dist.ReduceOp.SUM, group)
@@ -99,7 +97,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
             largest, place = peak
             here = (place >= 0) & (place < real)
             place, slope = torch.where(here, place, 0), torch.where(here, 2 * ctx.max_z_weight * largest, 0.0)
-        for chunk in _chunks(len(scores), real):
+        for chunk in row_chunks(len(scores), real):
             softmax = torch.sub(scores[chunk], log_sum_exp[chunk, None]).exp_()
             softmax.scatter_add_(1, index[chunk, None], -mine[chunk, None].float())
             if peak:
@@ -142,12 +140,6 @@ def _largest_and_place(scores: Tensor, first: int, group: dist.ProcessGroup) -> 
 def _in_order(bits: Tensor) -> Tensor:
     """Bits of fp32 numbers, int32, to integers of the numbers' order; its own inverse."""
     return bits ^ ((bits >> 31) & _LAST_COLUMN)
-
-
-def _chunks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of rows that hold about `CHUNK_ELEMENTS` elements each; none where this rank holds padding only."""
-    step = max(1, CHUNK_ELEMENTS // columns) if columns else rows + 1
-    return (slice(start, start + step) for start in range(0, rows if columns else 0, step))
 
 
 def _all_reduce(tensor: Tensor, op: dist.ReduceOp.RedOpType, group: dist.ProcessGroup) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
+from megatron_ext.model.row_chunks import row_chunks
+
 EPS = 1e-12
 """The least length that a row is divided by."""
-
-CHUNK_ELEMENTS = 1 << 20
-"""Elements turned to fp32 at a time, so that the fp32 weight never exists whole."""
 
 
 def normalized_rows(weight: Tensor) -> Tensor:
@@ -39,7 +36,7 @@ class _NormalizedRows(torch.autograd.Function):
     def forward(ctx, weight):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         out = torch.empty_like(weight, memory_format=torch.contiguous_format)
         lengths = weight.new_empty((len(weight), 1), dtype=torch.float32)
-        for chunk in _chunks(weight):
+        for chunk in row_chunks(*weight.shape):
             rows = weight[chunk].float()
             torch.linalg.vector_norm(rows, dim=-1, keepdim=True, out=lengths[chunk])
             out[chunk] = rows / lengths[chunk].clamp(min=EPS)
@@ -50,7 +47,7 @@ class _NormalizedRows(torch.autograd.Function):
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         weight, lengths = ctx.saved_tensors
         out = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        for chunk in _chunks(weight):
+        for chunk in row_chunks(*weight.shape):
             length = lengths[chunk].clamp(min=EPS)
             direction = weight[chunk] / length
             grad = grad_output[chunk].float()
@@ -59,8 +56,3 @@ class _NormalizedRows(torch.autograd.Function):
             along = torch.where(lengths[chunk] > EPS, along, 0.0)
             out[chunk] = (grad - direction.mul_(along)).div_(length)
         return out
-
-
-def _chunks(weight: Tensor) -> Iterator[slice]:
-    step = max(1, CHUNK_ELEMENTS // weight.shape[-1])
-    return (slice(start, start + step) for start in range(0, len(weight), step))

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_ext.model import cross_entropy
+from megatron_ext.model import cross_entropy, row_chunks
 from megatron_ext.model.cross_entropy import cross_entropy_with_max_z, vocab_parallel_cross_entropy
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -109,16 +109,8 @@ def test_the_size_of_a_chunk_changes_no_bit(elements: int, monkeypatch: pytest.M
         return losses.detach(), given.grad
 
     whole = run()
-    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(row_chunks, "CHUNK_ELEMENTS", elements)
     assert all(a.equal(b) for a, b in zip(run(), whole, strict=True))
-
-
-@pytest.mark.parametrize("rows", [0, 1, 5, 6])
-@pytest.mark.parametrize("columns", [0, 1, 3, 1000])
-def test_chunks_cover_every_row_once(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 6)
-    covered = [row for chunk in cross_entropy._chunks(rows, columns) for row in range(rows)[chunk]]
-    assert covered == (list(range(rows)) if columns else [])
 
 
 def test_extreme_logits_neither_overflow_nor_vanish():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_ext.model import norm_head
+from megatron_ext.model import row_chunks
 from megatron_ext.model.norm_head import normalized_rows
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -68,7 +68,7 @@ def test_the_size_of_a_chunk_changes_no_bit(elements: int, monkeypatch: pytest.M
     weight, upstream = case(torch.bfloat16)
     results = []
     for size in (1 << 20, elements):
-        monkeypatch.setattr(norm_head, "CHUNK_ELEMENTS", size)
+        monkeypatch.setattr(row_chunks, "CHUNK_ELEMENTS", size)
         given = weight.clone().requires_grad_()
         out = normalized_rows(given)
         out.backward(upstream)
