@@ -236,7 +236,7 @@ def _lengths_in_samples(run: RunConfig) -> tuple[int, float, int | None, int]:
         samples = run.samples_of("train")
         if samples is None:
             raise ConfigError(
-                "the length of the run is missing", fix="give --train-iters, --train-samples or --train-tokens"
+                "the length of the run is missing", fix="give --train-iters or --train-samples (or --train-tokens)"
             )
         whole_run = samples
         decay = run.samples_of("lr_decay") or whole_run

@@ -102,7 +102,7 @@ def test_layout_gives_the_same_run(curves: Path, processes: int, model: str, lay
             assert np.array_equal(reference[name], found[name]), f"{name} starts from other weights"
         np.testing.assert_allclose(found["losses"], reference["losses"], rtol=RELATIVE)
         np.testing.assert_allclose(found["validation"], reference["validation"], rtol=RELATIVE)
-        np.testing.assert_allclose(found["grad_norms"], reference["grad_norms"], rtol=1e-3)
+        np.testing.assert_allclose(found["grad_norms"], reference["grad_norms"], rtol=RELATIVE)
         assert set(reference.files) == set(found.files)
 
 
@@ -111,7 +111,8 @@ def test_the_reference_learns(curves: Path):
     for model in MODELS:
         with np.load(curves / f"{model} reference.npz") as reference:
             share = 0.75 if model not in FEWER_STEPS else 0.9
-            assert reference["losses"][-1] < share * reference["losses"][0], model
+            # the batches of four samples differ by 5 %: the last one alone says which samples it holds
+            assert reference["losses"][-5:].mean() < share * reference["losses"][0], model
 
 
 @pytest.mark.parametrize(
