@@ -18,7 +18,7 @@ SLOW := -m "(dist or e2e) and not gpu"
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-unit test-slow check format bench doctor clean
+.PHONY: help install install-dev demo test test-unit test-slow test-all check format bench doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ test-unit: install-dev  ## the tests that start no gloo processes
 
 test-slow: install-dev  ## the tests that start processes and drive whole commands
 	$(PY) -m pytest $(SLOW) tests $(PYTEST_ARGS)
+
+test-all: test  ## and every legal layout of up to 8 processes: hours
+	$(PY) -m pytest -m whole tests -v $(PYTEST_ARGS)
 
 check: install-dev  ## format, lint, types, unit tests
 	$(PY) -m ruff format --check $(wildcard $(CODE))

@@ -1,4 +1,4 @@
-"""What every test shares: the repository root."""
+"""What every test shares: the repository root, and that tests of hours run only when asked for."""
 
 from __future__ import annotations
 
@@ -10,3 +10,11 @@ import pytest
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     return Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave `whole` out unless `-m` names it."""
+    if "whole" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("whole")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]

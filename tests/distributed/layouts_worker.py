@@ -1,4 +1,4 @@
-"""Trains every case of a file in this world and writes losses, initial and final weights."""
+"""Trains every case of a file in this world and writes losses, gradients, initial and final weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from megatron_ext.parallel.world import start_world, stop_model_parallel
 from megatron_ext.platform.cpu import CpuPlatform
+from megatron_ext.training.components import Components
 from megatron_ext.training.evaluate import evaluate
 from megatron_ext.training.metrics import TrainState
 from tests.distributed.tiny import tiny_run
@@ -34,7 +35,10 @@ def run_case(case: dict, processes: int) -> dict[str, np.ndarray]:
     run = tiny_run(case["model"], case["flags"], processes, Path(case["data"]))
     with started(run) as parts:
         start = gathered_state(parts)
-        results = train_steps(parts, TrainState(), case["steps"])
+        state = TrainState()
+        results = train_steps(parts, state, 1)
+        gradients = first_gradients(parts)
+        results += train_steps(parts, state, case["steps"] - 1)
         validation = evaluate(parts)
         end = gathered_state(parts)
     return {
@@ -42,8 +46,16 @@ def run_case(case: dict, processes: int) -> dict[str, np.ndarray]:
         "grad_norms": np.array([result.grad_norm for result in results]),
         "validation": np.array(validation),
         **{f"start/{name}": value for name, value in start.items()},
+        **{f"gradient/{name}": value for name, value in gradients.items()},
         **{f"end/{name}": value for name, value in end.items()},
     }
+
+
+def first_gradients(parts: Components) -> dict[str, np.ndarray]:
+    """Return the gradient of every parameter, whole and clipped, as Adam's first moment holds it after one step."""
+    prefix, beta1 = "optimizer.state.exp_avg.", parts.run.optim.adam_beta1
+    state = gathered_state(parts, with_optimizer=True)
+    return {name.removeprefix(prefix): value / (1 - beta1) for name, value in state.items() if name.startswith(prefix)}
 
 
 if __name__ == "__main__":

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.distributed.processes import run_worker
+from tests.distributed.launches import train_cases
+from tests.distributed.same_run import assert_same_run
 from tests.distributed.tiny import LAYOUTS, MODELS, TP4, write_dataset
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(1800)]  # the first test waits for all launches
 
 STEPS = 50
 FEWER_STEPS = {
+    "wide": 20,
     "isolated": 20,
     "sharp": 20,
     "restarted": 20,
@@ -26,8 +27,6 @@ FEWER_STEPS = {
     "bloom_learned": 20,
     "moss": 20,
 }
-RELATIVE = 1e-5
-CASES_IN_A_LAUNCH = 10
 LENGTHENED = {1: ["micro-batch 1"], 2: ["tp2 sp", "pp2 vpp2", "dp2 distopt"], 4: ["tp2 sp pp2 vpp2"]}
 """Processes -> layouts that must know the length of a step: as slices, as messages, or not at all."""
 OUTPUTS = {
@@ -65,6 +64,11 @@ def cases_of(processes: int) -> dict[tuple[str, str], str]:
     return cases
 
 
+def steps(model: str) -> int:
+    """How long the runs of a model are."""
+    return FEWER_STEPS.get(model, STEPS)
+
+
 ALL_CASES = [(processes, *case) for processes in LAYOUTS for case in cases_of(processes)]
 
 
@@ -77,33 +81,13 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cases = [(model, name, flags) for (model, name), flags in cases_of(processes).items()]
         if processes == 1:
             cases += [(model, "reference", "") for model in MODELS]
-        listed = [
-            {
-                "name": f"{model} {name}",
-                "model": model,
-                "flags": flags,
-                "steps": FEWER_STEPS.get(model, STEPS),
-                "data": str(out / "data"),
-            }
-            for model, name, flags in cases
-        ]
-        # gloo's threads stay in a process that opens many worlds, and slow it down
-        for first in range(0, len(listed), CASES_IN_A_LAUNCH):
-            file = out / f"cases{processes}_{first}.json"
-            file.write_text(json.dumps(listed[first : first + CASES_IN_A_LAUNCH]), encoding="utf-8")
-            run_worker("tests.distributed.layouts_worker", processes, [str(file), str(out), str(processes)])
+        train_cases(out, processes, [(f"{model} {name}", model, flags, steps(model)) for model, name, flags in cases])
     return out
 
 
 @pytest.mark.parametrize(("processes", "model", "layout"), ALL_CASES)
 def test_layout_gives_the_same_run(curves: Path, processes: int, model: str, layout: str):
-    with np.load(curves / f"{model} reference.npz") as reference, np.load(curves / f"{model} {layout}.npz") as found:
-        for name in (name for name in reference.files if name.startswith("start/")):
-            assert np.array_equal(reference[name], found[name]), f"{name} starts from other weights"
-        np.testing.assert_allclose(found["losses"], reference["losses"], rtol=RELATIVE)
-        np.testing.assert_allclose(found["validation"], reference["validation"], rtol=RELATIVE)
-        np.testing.assert_allclose(found["grad_norms"], reference["grad_norms"], rtol=RELATIVE)
-        assert set(reference.files) == set(found.files)
+    assert_same_run(curves / f"{model} reference.npz", curves / f"{model} {layout}.npz")
 
 
 def test_the_reference_learns(curves: Path):

@@ -26,6 +26,8 @@ MODELS = {
     "rope": f"{LLAMA} --num-attention-heads 6 --position-embedding-type rope",
     "alibi": f"{LLAMA} --num-attention-heads 6 --position-embedding-type alibi",
     "gqa": f"{LLAMA} --num-attention-heads 12 --num-query-groups 4 --kv-channels 8 --position-embedding-type rope",
+    # layers and heads for eight of everything
+    "wide": f"{LLAMA} --num-layers 8 --num-attention-heads 8 --position-embedding-type rope",
     # attention must know where documents begin, on every pipeline stage
     "isolated": f"{LLAMA} --num-attention-heads 12 --num-query-groups 4 --kv-channels 8 "
     "--position-embedding-type rope --reset-attention-mask",
