@@ -100,7 +100,7 @@ def _derived_numbers(run: RunConfig, failed: dict[str, str]) -> dict[str, int | 
     numbers: dict[str, int | str] = {
         "world size": run.world_size,
         "data-parallel size": run.data_parallel_size,
-        "layers per pipeline stage": run.layers_per_stage,
+        "layers per pipeline stage": _stages(run),
         "chunks per pipeline stage": run.virtual_pipeline_model_parallel_size or 1,
     }
     if run.train.micro_batch_size is not None and run.data_parallel_size > 0:
@@ -111,6 +111,14 @@ def _derived_numbers(run: RunConfig, failed: dict[str, str]) -> dict[str, int | 
     if "architecture_is_complete" not in failed:
         numbers |= _model_numbers(run, failed)
     return numbers
+
+
+def _stages(run: RunConfig) -> int | str:
+    """Layers of every stage: one number if all chunks are equal, else `1+2 2+2`, stages apart, their chunks joined."""
+    chunks = run.layers_per_chunk
+    if len({layers for stage in chunks for layers in stage}) == 1:
+        return run.layers_per_stage[0]
+    return " ".join("+".join(map(str, stage)) for stage in chunks) or "-"
 
 
 def _model_numbers(run: RunConfig, failed: dict[str, str]) -> dict[str, int | str]:

@@ -103,11 +103,6 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "--cp-comm-type --hierarchical-context-* --max-seqlen-per-dp-cp-rank --hybrid-context-parallel",
     ),
     (
-        "pipeline stages hold equally many layers",
-        "--pipeline-model-parallel-layout --decoder-first-pipeline-num-layers --decoder-last-pipeline-num-layers "
-        "--account-for-embedding-in-pipeline-split --account-for-loss-in-pipeline-split",
-    ),
-    (
         "fully sharded data parallelism is not supported; --use-distributed-optimizer shards the optimizer state",
         "--use-megatron-fsdp --use-torch-fsdp2 --torch-fsdp2-* --fsdp-* --data-parallel-sharding-strategy "
         "--outer-dp-sharding-strategy --enable-full-sharding-in-hsdp --suggested-communication-unit-size "

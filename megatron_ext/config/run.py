@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_ext.config.knob import Section, Setting, settings_of
+from megatron_ext.config.pipeline_split import Chunks, layers_of_chunks, layout_stages
 from megatron_ext.config.sections.checkpoint import CheckpointConfig
 from megatron_ext.config.sections.data import DataConfig
 from megatron_ext.config.sections.logging import LoggingConfig
@@ -81,16 +82,27 @@ class RunConfig:
     def virtual_pipeline_model_parallel_size(self) -> int | None:
         """Chunks per pipeline rank, vpp; None without the interleaved schedule."""
         parallel, layers = self.parallel, self.model.num_layers
+        stages = layout_stages(parallel)
+        if stages is not None:
+            chunks = len(stages) // parallel.pipeline_model_parallel_size
+            return chunks if chunks > 1 else None
         if parallel.num_virtual_stages_per_pipeline_rank is not None:
             return parallel.num_virtual_stages_per_pipeline_rank
         if parallel.num_layers_per_virtual_pipeline_stage is None or layers is None:
             return None
-        return layers // parallel.pipeline_model_parallel_size // parallel.num_layers_per_virtual_pipeline_stage
+        units = (layers + parallel.parts_counted_as_layers) // parallel.pipeline_model_parallel_size
+        return units // parallel.num_layers_per_virtual_pipeline_stage
 
     @property
-    def layers_per_stage(self) -> int:
-        """Transformer layers on each pipeline rank (all chunks together)."""
-        return (self.model.num_layers or 0) // self.parallel.pipeline_model_parallel_size
+    def layers_per_chunk(self) -> Chunks:
+        """Transformer layers of each model chunk, `[pp][vpp]`; empty where settings break the rules."""
+        chunks = self.virtual_pipeline_model_parallel_size or 1
+        return layers_of_chunks(self.parallel, self.model.num_layers or 0, chunks) or ()
+
+    @property
+    def layers_per_stage(self) -> tuple[int, ...]:
+        """Transformer layers on each pipeline rank, `[pp]` (all chunks together); empty as `layers_per_chunk` is."""
+        return tuple(sum(chunks) for chunks in self.layers_per_chunk)
 
     @property
     def max_position_embeddings(self) -> int | None:

@@ -166,11 +166,21 @@ def _architecture(run: RunConfig) -> dict[str, Any]:
 
 def _layout(run: RunConfig, device: str) -> dict[str, Any]:
     parallel, chunks = run.parallel, run.virtual_pipeline_model_parallel_size
+    first, last = parallel.num_layers_in_first_pipeline_stage, parallel.num_layers_in_last_pipeline_stage
+    if parallel.pipeline_model_parallel_size == 2 and first is not None:
+        last = (
+            None  # what is left; with both and chunks, megatron-core divides by the stages between, of which are none
+        )
     overlap = device == "cuda" and chunks is not None
     return {
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
         "virtual_pipeline_model_parallel_size": chunks,
+        "num_layers_in_first_pipeline_stage": first,
+        "num_layers_in_last_pipeline_stage": last,
+        "account_for_embedding_in_pipeline_split": parallel.account_for_embedding_in_pipeline_split,
+        "account_for_loss_in_pipeline_split": parallel.account_for_loss_in_pipeline_split,
+        "pipeline_model_parallel_layout": parallel.pipeline_model_parallel_layout,
         "context_parallel_size": parallel.context_parallel_size,
         "sequence_parallel": parallel.sequence_parallel,
         "pipeline_dtype": params_dtype(run),

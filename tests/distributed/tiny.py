@@ -28,6 +28,11 @@ MODELS = {
     "gqa": f"{LLAMA} --num-attention-heads 12 --num-query-groups 4 --kv-channels 8 --position-embedding-type rope",
     # layers and heads for eight of everything
     "wide": f"{LLAMA} --num-layers 8 --num-attention-heads 8 --position-embedding-type rope",
+    # fewer key/value heads than tensor-parallel ranks
+    "two_groups": f"{LLAMA} --num-attention-heads 12 --num-query-groups 2 --kv-channels 8 "
+    "--position-embedding-type rope --add-qkv-bias",
+    "one_group": f"{LLAMA} --num-attention-heads 8 --num-query-groups 1 --kv-channels 8 "
+    "--position-embedding-type alibi",
     # attention must know where documents begin, on every pipeline stage
     "isolated": f"{LLAMA} --num-attention-heads 12 --num-query-groups 4 --kv-channels 8 "
     "--position-embedding-type rope --reset-attention-mask",
@@ -88,6 +93,24 @@ LAYOUTS: dict[int, dict[str, str]] = {
 }
 """Processes -> name -> flags. 6 heads are no power of two and do not divide by 4, so tp4 is left to `gqa`."""
 TP4 = {"tp4": f"{TP} 4"}
+SHARED_HEADS = {
+    2: {"tp2": f"{TP} 2", "tp2 sp": f"{TP} 2 --sequence-parallel"},
+    4: {"tp4": f"{TP} 4", "tp4 sp": f"{TP} 4 --sequence-parallel"},
+}
+"""Processes -> name -> flags for the models with one and with two key/value heads."""
+UNEVEN = {
+    2: {
+        "pp2 1+3": f"{PP} 2 --decoder-first-pipeline-num-layers 1",
+        "pp2 vpp3 counted": f"{PP} 2 {VPP} 3 --account-for-embedding-in-pipeline-split "
+        f"--account-for-loss-in-pipeline-split {SINGLE}",
+        "pp2 vpp2 layout": f"{PP} 2 --pipeline-model-parallel-layout Et|tt||tL {SINGLE}",
+    },
+    4: {
+        "pp4 layout": f"{PP} 4 --pipeline-model-parallel-layout E|t*3|t|L {SINGLE}",
+        "tp2 sp pp2 3+1": f"{TP} 2 --sequence-parallel {PP} 2 --decoder-last-pipeline-num-layers 1",
+    },
+}
+"""Processes -> name -> flags that deal 4 layers out unequally; chunks with the embedding, the head or nothing alone."""
 
 
 def write_dataset(prefix: Path, documents: int = 300, seed: int = 0) -> None:

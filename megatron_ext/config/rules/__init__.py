@@ -5,7 +5,17 @@ A rule is a function in one of the files beside this one; `RULES` lists them all
 
 from __future__ import annotations
 
-from megatron_ext.config.rules import batch, blend, files, layout, model, rope_scaling, schedule, seq_length
+from megatron_ext.config.rules import (
+    batch,
+    blend,
+    files,
+    layout,
+    model,
+    pipeline_split,
+    rope_scaling,
+    schedule,
+    seq_length,
+)
 from megatron_ext.config.rules.registry import RULES, Rule, check_rules, failures, rule
 
 __all__ = [
@@ -18,6 +28,7 @@ __all__ = [
     "files",
     "layout",
     "model",
+    "pipeline_split",
     "rope_scaling",
     "rule",
     "schedule",

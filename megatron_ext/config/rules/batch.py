@@ -148,11 +148,16 @@ def recomputed_modules_need_selective(run: RunConfig) -> str | None:
 
 @rule(needs="num_layers recompute_num_layers")
 def recomputed_layers_fit_the_stage(run: RunConfig) -> str | None:
-    """No more layers than a chunk of a stage holds."""
-    chunk = run.layers_per_stage // (run.virtual_pipeline_model_parallel_size or 1)
-    if (run.train.recompute_num_layers or 0) <= chunk:
+    """No more layers than the largest chunk of a stage holds; groups of layers fill every chunk."""
+    number = run.train.recompute_num_layers or 1
+    sizes = {layers for stage in run.layers_per_chunk for layers in stage}
+    if sizes and number > max(sizes):
+        return f"--recompute-num-layers {number} exceeds the {max(sizes)} layers of a pipeline chunk"
+    # megatron-core reads layers past the end of a chunk otherwise
+    cut = [layers for layers in sorted(sizes) if layers % number]
+    if not cut or run.train.recompute_method != "uniform":
         return None
-    return f"--recompute-num-layers {run.train.recompute_num_layers} exceeds the {chunk} layers of a pipeline chunk"
+    return f"--recompute-num-layers {number} does not divide the {cut[0]} layers of a pipeline chunk into equal groups"
 
 
 @rule()

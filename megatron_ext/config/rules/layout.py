@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from megatron_ext.config.rules.registry import rule, without_effect
+from megatron_ext.config.pipeline_split import units_of_stages
+from megatron_ext.config.rules.pipeline_split import UNEVEN
+from megatron_ext.config.rules.registry import given, rule, without_effect
 from megatron_ext.config.run import RunConfig
 
 
@@ -38,11 +40,25 @@ def attention_heads_divide_over_tensor_ranks(run: RunConfig) -> str | None:
 
 @rule(needs="num_query_groups")
 def query_groups_divide_over_tensor_ranks(run: RunConfig) -> str | None:
-    """Each tensor-parallel rank holds whole key/value heads."""
-    tp = run.parallel.tensor_model_parallel_size
-    if run.model.query_groups % tp == 0:
+    """A tensor-parallel rank holds whole key/value heads, or equally many ranks share one."""
+    tp, groups = run.parallel.tensor_model_parallel_size, run.model.query_groups
+    if groups % tp == 0 or tp % groups == 0:
         return None
-    return f"--num-query-groups {run.model.query_groups} is not a multiple of --tensor-model-parallel-size {tp}"
+    return f"--num-query-groups {groups} is neither a multiple nor a divisor of --tensor-model-parallel-size {tp}"
+
+
+@rule(needs="hidden_size num_attention_heads")
+def query_key_value_rows_divide_over_tensor_ranks(run: RunConfig) -> str | None:
+    """Each tensor-parallel rank stores equally many rows of the projection, also where ranks share a key/value head."""
+    tp, model = run.parallel.tensor_model_parallel_size, run.model
+    rows = (model.heads + 2 * model.query_groups) * model.head_dim
+    if rows % tp == 0 or model.heads % tp or tp % model.query_groups:
+        return None
+    return (
+        f"the query/key/value projection has (--num-attention-heads {model.heads} + 2 x --num-query-groups "
+        f"{model.query_groups}) x --kv-channels {model.head_dim} = {rows} rows, not a multiple of "
+        f"--tensor-model-parallel-size {tp}"
+    )
 
 
 @rule(needs="hidden_size")
@@ -74,34 +90,45 @@ def padded_vocabulary_divides_over_tensor_ranks(run: RunConfig) -> str | None:
 
 @rule(needs="num_layers")
 def layers_divide_over_stages(run: RunConfig) -> str | None:
-    """Every pipeline stage holds equally many layers."""
-    pp = run.parallel.pipeline_model_parallel_size
-    if (run.model.num_layers or 0) % pp == 0:
+    """Every pipeline stage holds equally many layers, unless a flag says otherwise."""
+    pp, layers = run.parallel.pipeline_model_parallel_size, run.model.num_layers or 0
+    if layers % pp == 0 or given(run, UNEVEN):
         return None
-    return f"--num-layers {run.model.num_layers} is not a multiple of --pipeline-model-parallel-size {pp}"
+    one, other = "--account-for-embedding-in-pipeline-split", "--account-for-loss-in-pipeline-split"
+    fitting = {1: f"{other} (or {one})", 2: f"{one} with {other}"}.get(-layers % pp)
+    count = f"count embedding or head as a layer with {fitting}, " if fitting else ""
+    return (
+        f"--num-layers {layers} is not a multiple of --pipeline-model-parallel-size {pp}: {count}give an end of the "
+        "pipeline its own number with --decoder-first-pipeline-num-layers or --decoder-last-pipeline-num-layers, or "
+        "write the stages down with --pipeline-model-parallel-layout"
+    )
 
 
 @rule(needs="num_layers num_layers_per_virtual_pipeline_stage")
 def stage_divides_into_chunks_of_layers(run: RunConfig) -> str | None:
     """A stage is several chunks of the asked size."""
-    chunk, stage = run.parallel.num_layers_per_virtual_pipeline_stage or 1, run.layers_per_stage
-    if stage % chunk == 0 and stage > chunk:
+    chunk = run.parallel.num_layers_per_virtual_pipeline_stage or 1
+    units = units_of_stages(run.parallel, run.model.num_layers or 0) or ()
+    wrong = [stage for stage in units if stage % chunk or stage <= chunk]
+    if not wrong:
         return None
     return (
-        f"--num-layers-per-virtual-pipeline-stage {chunk} does not cut the {stage} layers of a pipeline stage into "
-        "two or more equal chunks"
+        f"--num-layers-per-virtual-pipeline-stage {chunk} does not cut the {wrong[0]} layers of a pipeline stage"
+        f"{_counting(run)} into two or more equal chunks"
     )
 
 
 @rule(needs="num_layers num_virtual_stages_per_pipeline_rank")
 def stage_divides_into_number_of_chunks(run: RunConfig) -> str | None:
     """A stage is the asked number of equal chunks."""
-    chunks, stage = run.parallel.num_virtual_stages_per_pipeline_rank or 1, run.layers_per_stage
-    if stage % chunks == 0:
+    chunks = run.parallel.num_virtual_stages_per_pipeline_rank or 1
+    units = units_of_stages(run.parallel, run.model.num_layers or 0) or ()
+    wrong = [stage for stage in units if stage % chunks]
+    if not wrong or run.parallel.pipeline_model_parallel_layout is not None:
         return None
     return (
-        f"--num-virtual-stages-per-pipeline-rank {chunks} does not divide the {stage} layers of a pipeline stage "
-        f"(--num-layers {run.model.num_layers})"
+        f"--num-virtual-stages-per-pipeline-rank {chunks} does not divide the {wrong[0]} layers of a pipeline stage"
+        f"{_counting(run)} (--num-layers {run.model.num_layers})"
     )
 
 
@@ -166,3 +193,7 @@ def nccl_needs_a_gpu(run: RunConfig) -> str | None:
     if run.parallel.distributed_backend != "nccl" or run.parallel.device != "cpu":
         return None
     return "--distributed-backend nccl needs a GPU and --device is cpu: use gloo, or leave the backend out"
+
+
+def _counting(run: RunConfig) -> str:
+    return ", embedding and head counted as asked," if run.parallel.parts_counted_as_layers else ""

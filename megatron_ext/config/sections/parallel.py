@@ -19,6 +19,29 @@ class ParallelConfig(Section):
     num_virtual_stages_per_pipeline_rank: int | None = knob(
         None, "chunks per pipeline rank, the other way to ask for the interleaved schedule", bounds="[2, inf)"
     )
+    num_layers_in_first_pipeline_stage: int | None = knob(
+        None,
+        "layers of the first pipeline stage; the other stages share the rest equally",
+        flag="--decoder-first-pipeline-num-layers",
+        bounds="[1, inf)",
+    )
+    num_layers_in_last_pipeline_stage: int | None = knob(
+        None,
+        "layers of the last pipeline stage; the other stages share the rest equally",
+        flag="--decoder-last-pipeline-num-layers",
+        bounds="[1, inf)",
+    )
+    account_for_embedding_in_pipeline_split: bool = knob(
+        False, "count the embedding as a layer, so that the first pipeline stage holds one transformer layer less"
+    )
+    account_for_loss_in_pipeline_split: bool = knob(
+        False, "count the output layer as a layer, so that the last pipeline stage holds one transformer layer less"
+    )
+    pipeline_model_parallel_layout: str | None = knob(
+        None,
+        "what each stage (with interleaving: each chunk, in the order of the layers) holds: E embedding, t layer, "
+        "L output layer and loss, | next stage, x*n and (...)*n repetitions, as in 'Et*3|(tt|)*2tL'",
+    )
     sequence_parallel: bool = knob(False, "split norms and dropout over the tensor-parallel ranks along the sequence")
     context_parallel_size: int = knob(1, "ranks that share each sequence, cp; only 1 so far", bounds="[1, inf)")
     use_distributed_optimizer: bool = knob(False, "shard the optimizer state over the data-parallel ranks")
@@ -44,3 +67,8 @@ class ParallelConfig(Section):
     def model_parallel_size(self) -> int:
         """Ranks that together hold one copy of the model: tp * pp * cp."""
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    @property
+    def parts_counted_as_layers(self) -> int:
+        """How many of embedding and output layer take the place of a transformer layer in the pipeline split."""
+        return self.account_for_embedding_in_pipeline_split + self.account_for_loss_in_pipeline_split

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from megatron_ext.config import load_run_config
-from megatron_ext.errors import ConfigError
 from megatron_ext.model.counts import parameter_counts
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -42,24 +41,30 @@ PARAMETERS = {
     "yuren-13b": 13_065_671_680,
     "ziya-13b": 13_091_886_080,
 }
-# Models whose layers or key/value heads do not divide over a layout as it stands: what makes them fit, or what is said.
+# Models whose layers do not divide over the stages of a layout as it stands: what makes them fit.
 CHUNKS_OF_FIVE = ["--num-virtual-stages-per-pipeline-rank", "3"]
+COUNTED_HEAD = ["--account-for-loss-in-pipeline-split"]
+COUNTED = [*COUNTED_HEAD, "--account-for-embedding-in-pipeline-split"]
 FITTED = {
     ("tiny", "cluster-tp8-pp4"): ["--num-layers", "8"],
     ("internlm-20b", "cluster-tp8-pp4"): CHUNKS_OF_FIVE,
     ("yi-34b", "cluster-tp8-pp4"): CHUNKS_OF_FIVE,
+    # 30 + 2 = 8 x 4, 38 + 2 = 8 x 5, 70 + 2 = 8 x 9, 95 + 1 = 8 x 12 = 2 x 48
+    **{(model, "cluster-tp8-pp4"): COUNTED for model in ("bloom-7b1", "telechat-7b", "deepseek-7b")},
+    ("telechat-12b", "cluster-tp8-pp4"): COUNTED,
+    ("bloom-176b", "cluster-tp8-pp4"): COUNTED,
+    ("deepseek-67b", "cluster-tp8-pp4"): COUNTED_HEAD,
+    ("deepseek-67b", "laptop"): COUNTED_HEAD,
+    # 28 layers in eight chunks: those with the embedding and with the head, which costs a layer, are of the small ones
+    ("chatglm2-6b", "cluster-tp8-pp4"): ["--pipeline-model-parallel-layout", "Et*3|(t*4|)*2t*3|(t*4|)*2t*3|t*3L"],
 }
-REFUSED = {
-    ("bloom-7b1", "cluster-tp8-pp4"): "--num-layers 30",
-    ("bloom-176b", "cluster-tp8-pp4"): "--num-layers 70",
-    ("telechat-7b", "cluster-tp8-pp4"): "--num-layers 30",
-    ("telechat-12b", "cluster-tp8-pp4"): "--num-layers 38",
-    ("chatglm2-6b", "cluster-tp8-pp4"): "--num-query-groups 2",
-    ("deepseek-7b", "cluster-tp8-pp4"): "--num-layers 30",
-    ("deepseek-67b", "laptop"): "--num-layers 95",
-    ("deepseek-67b", "cluster-tp8-pp4"): "--num-layers 95",
-    ("yi-6b", "cluster-tp8-pp4"): "--num-query-groups 4",
-    **{("yayi2-30b", layout): "--num-query-groups 1 " for layout in LAYOUTS},
+UNEVEN = {
+    ("bloom-7b1", "cluster-tp8-pp4"): ((3, 4), (4, 4), (4, 4), (4, 3)),
+    ("telechat-12b", "cluster-tp8-pp4"): ((4, 5), (5, 5), (5, 5), (5, 4)),
+    ("bloom-176b", "cluster-tp8-pp4"): ((8, 9), (9, 9), (9, 9), (9, 8)),
+    ("deepseek-67b", "cluster-tp8-pp4"): ((12, 12), (12, 12), (12, 12), (12, 11)),
+    ("deepseek-67b", "laptop"): ((48,), (47,)),
+    ("chatglm2-6b", "cluster-tp8-pp4"): ((3, 4), (4, 4), (4, 3), (3, 3)),
 }
 DATA = ["--data-path", "x", "--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", "t.model"]
 
@@ -97,9 +102,7 @@ def test_presets_combine(model, layout, train):
         argv += ["--max-position-embeddings", "4096"]
     if layout == "cluster-tp8-pp4" and train == "debug":
         argv += ["--global-batch-size", "16"]
-    if (model, layout) in REFUSED:
-        with pytest.raises(ConfigError, match=REFUSED[model, layout]):
-            load_run_config(argv, LAYOUTS[layout])
-        return
     run = load_run_config(argv, LAYOUTS[layout]).run
     assert run.data_parallel_size >= 1 and run.num_microbatches >= 1
+    assert sum(run.layers_per_stage) == run.model.num_layers
+    assert run.layers_per_chunk == UNEVEN.get((model, layout), run.layers_per_chunk)

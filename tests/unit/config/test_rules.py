@@ -8,7 +8,7 @@ from megatron_ext.config import RunConfig, check_rules
 from megatron_ext.config.rules import RULES, failures
 from megatron_ext.config.run import all_settings
 from megatron_ext.errors import ConfigError
-from tests.unit.config.rule_cases import BASE, CASES, RAMP, SAMPLES
+from tests.unit.config.rule_cases import BASE, CASES, COUNTED, RAMP, SAMPLES
 
 
 def test_every_rule_has_a_good_and_a_bad_case():
@@ -50,6 +50,44 @@ def test_bad_case_breaks_the_rule_and_says_so(name):
         ({"sgd_momentum": 0.1}, "optimizer_options_fit_the_optimizer"),
         ({"dataset_order": "megatron", "pad_last_sample": True}, "megatron_order_cuts_a_stream"),
         ({"num_layers_per_virtual_pipeline_stage": 3}, "stage_divides_into_chunks_of_layers"),
+        ({"num_layers_per_virtual_pipeline_stage": 2, **COUNTED}, "stage_divides_into_chunks_of_layers"),
+        ({"num_virtual_stages_per_pipeline_rank": 2, **COUNTED}, "stage_divides_into_number_of_chunks"),
+        (
+            {"num_virtual_stages_per_pipeline_rank": 2, "num_layers_in_last_pipeline_stage": 3},
+            "stage_divides_into_number_of_chunks",
+        ),
+        ({"num_layers_in_first_pipeline_stage": 8}, "layers_beside_the_ends_divide_over_stages"),
+        ({"num_layers_in_last_pipeline_stage": 9}, "layers_beside_the_ends_divide_over_stages"),
+        (
+            {"num_layers_in_first_pipeline_stage": 3, "num_layers_in_last_pipeline_stage": 4},
+            "layers_beside_the_ends_divide_over_stages",
+        ),
+        ({"pipeline_model_parallel_layout": "tEt*3|t*4L"}, "layout_begins_with_the_embedding_and_ends_with_the_loss"),
+        ({"pipeline_model_parallel_layout": "Et*4|Et*4L"}, "layout_begins_with_the_embedding_and_ends_with_the_loss"),
+        ({"pipeline_model_parallel_layout": "|Et*4|t*4|L"}, "layout_begins_with_the_embedding_and_ends_with_the_loss"),
+        ({"pipeline_model_parallel_layout": "Et*4|t*4mL"}, "layout_is_readable"),
+        ({"pipeline_model_parallel_layout": "Et*4|((t)*2)*2L"}, "layout_is_readable"),
+        (
+            {"pipeline_model_parallel_layout": "E|t*4|t*4|L", "num_layers_per_virtual_pipeline_stage": 2},
+            "chunks_of_uneven_stages_are_numbered",
+        ),
+        (
+            {"pipeline_model_parallel_layout": "Et*4|t*4L", "num_layers_in_last_pipeline_stage": 4},
+            "uneven_stages_are_asked_for_in_one_way",
+        ),
+        (
+            {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 3},
+            "recomputed_layers_fit_the_stage",
+        ),
+        (
+            {
+                "recompute_granularity": "full",
+                "recompute_method": "uniform",
+                "recompute_num_layers": 2,
+                "num_layers_in_last_pipeline_stage": 5,
+            },
+            "recomputed_layers_fit_the_stage",
+        ),
         ({"tokenizer_type": None, "tokenizer_model": None}, "tokenizer_is_given"),
         ({"split": "1,2,3,4"}, "split_is_readable"),
         ({"split": "1,-2"}, "split_is_readable"),
@@ -94,7 +132,7 @@ VALUES = {
     "integer": st.integers(1, 9),
     "number": st.floats(0.1, 0.9),
     "true or false": st.booleans(),
-    "text": st.sampled_from(["a", "98,2", "x y"]),
+    "text": st.sampled_from(["a", "98,2", "x y", "Et*4|t*4L", "E|t|L"]),
     "words": st.lists(st.sampled_from(["a", "1"]), min_size=1, max_size=3).map(tuple),
     "integers": st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 99)),
 }

@@ -12,7 +12,7 @@ def test_data_parallel_size_and_chunks():
     run = RunConfig().with_values(
         world_size=24, tensor_model_parallel_size=2, pipeline_model_parallel_size=3, num_layers=24
     )
-    assert run.data_parallel_size == 4 and run.layers_per_stage == 8
+    assert run.data_parallel_size == 4 and run.layers_per_stage == (8, 8, 8)
     assert run.virtual_pipeline_model_parallel_size is None
     assert run.with_values(num_layers_per_virtual_pipeline_stage=2).virtual_pipeline_model_parallel_size == 4
     assert run.with_values(num_virtual_stages_per_pipeline_rank=4).virtual_pipeline_model_parallel_size == 4
