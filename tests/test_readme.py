@@ -58,6 +58,14 @@ def test_training_commands_resolve_and_keep_all_rules(command: str, monkeypatch:
     assert run.world_size == processes
 
 
+@pytest.mark.parametrize("command", [line for line in commands() if "check_config.py --purpose model" in line])
+def test_checked_layouts_keep_all_rules(command: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    assert "model" in words
+    load_run_config(words[words.index("model") + 1 :], None, "model")
+
+
 def test_training_commands_on_the_laptop_and_on_the_node_use_the_same_flags():
     first, second = (set(re.findall(r"--[\w-]+", line)) for line in commands() if "torchrun" in line)
     assert first <= second

@@ -109,7 +109,8 @@ def load_checkpoint(
         refuse_other_optimizer(folder, record, run)
     tensors = load_tensors(training_tensors(models, optimizer, is_loading=True), folder)
     for index, model in enumerate(models):
-        model.load_state_dict(tensors[f"model{index}"])
+        # a pipeline chunk may hold nothing
+        model.load_state_dict(tensors.get(f"model{index}", {}))
     if optimizer is not None:
         # a stage that trains nothing has no optimizer tensors
         load_optimizer_state(optimizer, model_tensors(models), tensors.get("optimizer", {}))

@@ -72,8 +72,8 @@ class CausalAttention(torch.nn.Module):
 
         Args:
             query: `[s, b, np/tp, hn]`.
-            key: `[s, b, ng/tp, hn]`.
-            value: `[s, b, ng/tp, hn]`.
+            key: `[s, b, max(1, ng/tp), hn]`.
+            value: `[s, b, max(1, ng/tp), hn]`.
             attention_mask: not a mask, which is described and never materialised: int64 `[b, s]`, the place in its
                 row at which each token's document begins, when `positions.reads_documents`; None for rows of one
                 document, and always None otherwise.

@@ -9,7 +9,7 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -30,6 +30,7 @@ from megatron_ext.model.norm import NORMS
 from megatron_ext.model.output_layer import output_layer_of
 from megatron_ext.model.parallel_residual import ParallelResidualLayer
 from megatron_ext.model.rotary_frequencies import Rotary
+from megatron_ext.model.shared_heads import SharedHeadsAttention
 from megatron_ext.model.te_attention import TransformerEngineAttention, has_transformer_engine
 
 
@@ -127,7 +128,7 @@ def layer_spec(run: RunConfig, device: str) -> ModuleSpec:
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=SharedHeadsAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=column_parallel(qkv_bias),

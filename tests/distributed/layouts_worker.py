@@ -34,6 +34,8 @@ def run_case(case: dict, processes: int) -> dict[str, np.ndarray]:
     """Train one case and return everything the laws are about."""
     run = tiny_run(case["model"], case["flags"], processes, Path(case["data"]))
     with started(run) as parts:
+        built = tuple(len(model.decoder.layers) for model in parts.models)
+        assert built == run.layers_per_chunk[parts.world.at.pp_rank], f"{case['name']}: chunks of {built} layers"
         start = gathered_state(parts)
         state = TrainState()
         results = train_steps(parts, state, 1)

@@ -17,7 +17,7 @@ from megatron_ext.platform.cpu import CpuPlatform
 from megatron_ext.training.components import Components
 from megatron_ext.training.metrics import StepResult, TrainState
 from megatron_ext.training.resume import save_state, start_state
-from tests.distributed.tiny import OVERLAP, tiny_run
+from tests.distributed.tiny import OVERLAP, UNEVEN, tiny_run
 from tests.distributed.training import State, gathered_state, started, train_steps
 
 STEPS = 20
@@ -43,6 +43,8 @@ RELAYOUT = {
     "dp2 distopt": "--use-distributed-optimizer --micro-batch-size 1",
 }
 
+UNEVEN_RELAYOUT = {name: UNEVEN[2][name] for name in ("pp2 1+3", "pp2 vpp3 counted", "pp2 vpp2 layout")}
+
 
 def main(part: str, data: str, out: str) -> None:
     """Run one part of the law: `same` or `other` layout."""
@@ -57,6 +59,10 @@ def main(part: str, data: str, out: str) -> None:
             lion = {name: RELAYOUT[name] for name in ("tp2 sp", "dp2 distopt")}
             flags = f"--optimizer lion --adam-beta2 0.999 --lr 2e-4 --min-lr 0 --data-path {data} --train-iters {STEPS}"
             every_pair("gpt2", flags, Path(out) / "lion", lion)
+            # stages of other numbers of layers; ranks that share a key/value head
+            every_pair("gpt2", f"--data-path {data} --train-iters {STEPS}", Path(out) / "uneven", UNEVEN_RELAYOUT)
+            shared = {name: RELAYOUT[name] for name in ("tp2 sp", "dp2 distopt")}
+            every_pair("one_group", f"--bf16 --data-path {data} --train-iters {STEPS}", Path(out), shared)
             # the first stage trains nothing
             head = {name: RELAYOUT[name] for name in ("pp2 vpp2", "dp2 distopt")}
             flags = f"--bf16 --train-only output_layer.* --data-path {data} --train-iters {STEPS}"

@@ -9,7 +9,7 @@ import pytest
 
 from tests.distributed.launches import train_cases
 from tests.distributed.same_run import assert_same_run
-from tests.distributed.tiny import LAYOUTS, MODELS, TP4, write_dataset
+from tests.distributed.tiny import LAYOUTS, MODELS, SHARED_HEADS, TP4, UNEVEN, write_dataset
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(1800)]  # the first test waits for all launches
 
@@ -26,6 +26,8 @@ FEWER_STEPS = {
     "bloom": 20,
     "bloom_learned": 20,
     "moss": 20,
+    "one_group": 20,
+    "two_groups": 25,
 }
 LENGTHENED = {1: ["micro-batch 1"], 2: ["tp2 sp", "pp2 vpp2", "dp2 distopt"], 4: ["tp2 sp pp2 vpp2"]}
 """Processes -> layouts that must know the length of a step: as slices, as messages, or not at all."""
@@ -44,6 +46,13 @@ BLOCKS = {
 }
 """Model -> processes -> the layouts that treat its blocks differently."""
 
+STAGES = {
+    2: [("rope", "pp2 1+3"), ("gpt2", "pp2 vpp3 counted"), ("rope", "pp2 vpp2 layout")],
+    4: [("gpt2", "pp4 layout"), ("rope", "tp2 sp pp2 3+1"), ("rope", "pp2 vpp2 layout dp2 distopt overlap")],
+}
+HEADS = {2: [("one_group", "tp2 sp")], 4: [("one_group", "tp4"), ("two_groups", "tp4"), ("two_groups", "tp4 sp")]}
+"""Processes -> (model, layout) with unequal stages, and with fewer key/value heads than tensor-parallel ranks."""
+
 
 def cases_of(processes: int) -> dict[tuple[str, str], str]:
     """Return (model, layout) -> flags of the cases with this many processes."""
@@ -56,6 +65,8 @@ def cases_of(processes: int) -> dict[tuple[str, str], str]:
     cases |= {("lengthened", name): layouts[name] for name in LENGTHENED[processes]}
     cases |= {(model, name): layouts[name] for model, name in OUTPUTS[processes]}
     cases |= {(model, name): layouts[name] for model, names in BLOCKS.items() for name in names.get(processes, [])}
+    cases |= {(model, name): UNEVEN[processes][name] for model, name in STAGES.get(processes, [])}
+    cases |= {(model, name): SHARED_HEADS[processes][name] for model, name in HEADS.get(processes, [])}
     if processes == 2:
         cases |= {("masked", "dp2 distopt"): layouts["dp2 distopt"]}
     if processes == 4:

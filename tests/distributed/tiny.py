@@ -108,9 +108,11 @@ UNEVEN = {
     4: {
         "pp4 layout": f"{PP} 4 --pipeline-model-parallel-layout E|t*3|t|L {SINGLE}",
         "tp2 sp pp2 3+1": f"{TP} 2 --sequence-parallel {PP} 2 --decoder-last-pipeline-num-layers 1",
+        "pp2 vpp2 layout dp2 distopt overlap": f"{PP} 2 --pipeline-model-parallel-layout Et|tt||tL "
+        f"--use-distributed-optimizer {OVERLAP} {SINGLE}",
     },
 }
-"""Processes -> name -> flags that deal 4 layers out unequally; chunks with the embedding, the head or nothing alone."""
+"""Processes -> name -> flags that deal 4 layers out unequally, down to chunks of embedding, head or nothing alone."""
 
 
 def write_dataset(prefix: Path, documents: int = 300, seed: int = 0) -> None:

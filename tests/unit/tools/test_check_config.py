@@ -42,6 +42,19 @@ def test_world_size_and_derived_numbers():
     assert "padded vocabulary (rows) 8,064" in words
 
 
+def test_unequal_stages_are_shown_by_chunk():
+    layout = ["--num-layers", 6, "--pipeline-model-parallel-size", 2, "--global-batch-size", 2]
+    model = ["--config", "configs/models/tiny.yaml", "--purpose", "model", *layout]
+    for more, shown in (
+        ([], "3"),
+        (["--decoder-first-pipeline-num-layers", 2], "2 4"),
+        (["--pipeline-model-parallel-layout", "E|t*3|tt|tL"], "0+2 3+1"),
+    ):
+        result = check_config(*model, *more)
+        assert result.returncode == 0, result.stdout
+        assert f"layers per pipeline stage {shown}" in [" ".join(line.split()) for line in result.stdout.splitlines()]
+
+
 def test_yaml_output_is_a_file_that_gives_the_same_run(tmp_path):
     argv = ["--config", "configs/models/baichuan-13b.yaml", "--lr", "3e-4", "--data-path", "1", "a", "2", "b"]
     first = check_config(*argv, "--yaml", "--purpose", "model")
