@@ -99,7 +99,7 @@ _REASONS: tuple[tuple[str, str], ...] = (
     # Parallel
     ("use --tensor-model-parallel-size", "--model-parallel-size"),
     (
-        "context parallelism is not supported yet",
+        "keys and values go round TransformerEngine's ring where that is installed, and are gathered elsewhere",
         "--cp-comm-type --hierarchical-context-* --max-seqlen-per-dp-cp-rank --hybrid-context-parallel",
     ),
     (

@@ -105,6 +105,14 @@ class RunConfig:
         return tuple(sum(chunks) for chunks in self.layers_per_chunk)
 
     @property
+    def sequence_unit(self) -> int:
+        """Tokens that the length of a sequence is a multiple of: 2 cp chunks, each cut again by --sequence-parallel."""
+        parallel = self.parallel
+        chunks = 2 * parallel.context_parallel_size if parallel.context_parallel_size > 1 else 1
+        return chunks * (parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1)
+
+
+    @property
     def max_position_embeddings(self) -> int | None:
         """Longest sequence of the model, tokens: the setting, or else --seq-length."""
         return self.model.max_position_embeddings or self.train.seq_length

@@ -182,6 +182,8 @@ def _layout(run: RunConfig, device: str) -> dict[str, Any]:
         "account_for_loss_in_pipeline_split": parallel.account_for_loss_in_pipeline_split,
         "pipeline_model_parallel_layout": parallel.pipeline_model_parallel_layout,
         "context_parallel_size": parallel.context_parallel_size,
+        # Transformer Engine's ring; our own attention gathers keys and values instead (model/context_parallel.py)
+        "cp_comm_type": "p2p" if parallel.context_parallel_size > 1 else None,
         "sequence_parallel": parallel.sequence_parallel,
         "pipeline_dtype": params_dtype(run),
         "variable_seq_lengths": False,

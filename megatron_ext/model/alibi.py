@@ -20,8 +20,8 @@ def alibi_slopes(num_heads: int) -> Tensor:
     return torch.tensor([2.0**-exponent for exponent in exponents], dtype=torch.float32)
 
 
-def alibi_bias(slopes: Tensor, sequence_length: int) -> Tensor:
-    """Return slope * (j - i) for query i and key j <= i, and -inf above the diagonal: fp32 `[1, n, s, s]`.
+def alibi_bias(slopes: Tensor, sequence_length: int, first: int = 0) -> Tensor:
+    """Return slope * (j - i) for query i and key j <= i, and -inf above the diagonal: fp32 `[1, n, s - first, s]`.
 
     The relative form keeps every finite value <= 0 and its largest values exact; adding slope * j instead differs
     by a constant per query, which drops out of the softmax.
@@ -29,9 +29,9 @@ def alibi_bias(slopes: Tensor, sequence_length: int) -> Tensor:
     Args:
         slopes: fp32 `[n]`, of the heads of this rank.
         sequence_length: s.
+        first: the first query i, for a chunk of queries at the end of a sequence.
     """
     position = torch.arange(sequence_length, dtype=torch.float32, device=slopes.device)
-    distance = position[None, :] - position[:, None]
+    distance = position[None, :] - position[first:, None]
     bias = slopes[:, None, None] * distance
-    future = torch.ones(sequence_length, sequence_length, dtype=torch.bool, device=slopes.device).triu(1)
-    return bias.masked_fill_(future, float("-inf"))[None]
+    return bias.masked_fill_(distance > 0, float("-inf"))[None]

@@ -1,4 +1,7 @@
-"""Core attention on PyTorch's scaled-dot-product kernels, causal, with grouped queries, ALiBi, isolated documents."""
+"""Core attention on PyTorch's scaled-dot-product kernels, causal, with grouped queries, ALiBi, isolated documents.
+
+Under context parallelism a rank's queries are two chunks of the sequence; see `context_parallel.py`.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_ext.model.alibi import alibi_bias, alibi_slopes
+from megatron_ext.model.context_parallel import chunk_mask, context_group, gather_keys_and_values, places_of_part
 from megatron_ext.model.document_attention import attend_by_document, plan_documents, restarted_positions
 from megatron_ext.model.rotary import apply_rotary
 from megatron_ext.model.rotary_frequencies import Rotary
+from megatron_ext.parallel.sequence_chunks import chunks_of, part_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class CausalAttention(torch.nn.Module):
     """softmax(q k^T / sqrt(hn) + bias) v, causal; the bias is zero or ALiBi, q and k may be rotated (RoPE).
 
     Takes megatron-core's place for `core_attention`, whose local version refuses a bias. Rank-local: every
-    tensor-parallel rank works on its own heads.
+    tensor-parallel rank works on its own heads. Under context parallelism s stands for the s/cp tokens of a rank, and
+    every call is collective over the ranks that share a sequence.
 
     Args:
         config: megatron-core's config; `num_attention_heads` is global.
@@ -66,6 +72,7 @@ class CausalAttention(torch.nn.Module):
         self.positions = positions
         slopes = alibi_slopes(config.num_attention_heads)[first : first + heads]
         self.slopes = tuple(slopes.tolist()) if positions.alibi else ()
+        self.context = context_group(rest["pg_collection"])
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: object) -> Tensor:
         """Attend.
@@ -76,7 +83,7 @@ class CausalAttention(torch.nn.Module):
             value: `[s, b, max(1, ng/tp), hn]`.
             attention_mask: not a mask, which is described and never materialised: int64 `[b, s]`, the place in its
                 row at which each token's document begins, when `positions.reads_documents`; None for rows of one
-                document, and always None otherwise.
+                document, and always None otherwise. It is about the whole row under context parallelism too.
 
         Returns:
             `[s, b, np/tp * hn]`, dtype of `query`.
@@ -86,6 +93,8 @@ class CausalAttention(torch.nn.Module):
             assert not (self.training and positions.reads_documents), "training must say where documents begin"
         else:
             assert positions.reads_documents, "documents are not isolated in this model, so no mask may come in"
+        if self.context is not None:
+            return self._attend_with_others(query, key, value, starts)
         if positions.rotary is not None:
             places = restarted_positions(starts, device) if positions.restart and starts is not None else None
             query, key = apply_rotary(query, positions.rotary, places), apply_rotary(key, positions.rotary, places)
@@ -100,10 +109,35 @@ class CausalAttention(torch.nn.Module):
             out = attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
         return out.permute(2, 0, 1, 3).reshape(s, b, heads * hn)
 
+    def _attend_with_others(self, query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None) -> Tensor:
+        """Attend from this rank's two chunks of each sequence, `[s/cp, b, ...]`; collective over `self.context`."""
+        assert self.context is not None
+        rank, size = self.context.rank(), self.context.size()
+        length, positions = size * len(query), self.positions
+        if positions.rotary is not None:
+            places = places_of_part(length, rank, size, query.device)
+            if positions.restart and starts is not None:
+                places = part_of(restarted_positions(starts, query.device), rank, size)
+            query, key = (apply_rotary(x, positions.rotary, places, length) for x in (query, key))
+        keys, values = gather_keys_and_values(key, value, self.context)
+        documents = starts if positions.isolate else None
+        dropout = self.dropout if self.training else 0.0
+        outs = []
+        with tensor_parallel.get_cuda_rng_tracker().fork() if dropout else nullcontext():
+            for chunk, queries in zip(chunks_of(rank, size), query.chunk(2), strict=True):
+                end = (chunk + 1) * len(queries)
+                begin, mask = chunk_mask(self.slopes, documents, (end - len(queries), end), queries)
+                q, k, v = (x.permute(1, 2, 0, 3) for x in (queries, keys[begin:end], values[begin:end]))
+                outs.append(self._kernel(q, k, v, mask, dropout).permute(2, 0, 1, 3))
+        return torch.cat(outs).flatten(2)
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
         """Causal attention of q, k, v `[b, n, s, hn]`; a shorter sequence has the first part of the bias."""
         length = q.shape[2]
-        mask = None if bias is None else bias[:, :, :length, :length]
+        return self._kernel(q, k, v, None if bias is None else bias[:, :, :length, :length], dropout)
+
+    def _kernel(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+        """Attention of q `[b, n, l, hn]` to k and v under `mask`; None is causal, for as many queries as keys."""
         grouped = k.shape[1] != q.shape[1]
         return functional.scaled_dot_product_attention(
             q, k, v, mask, dropout, is_causal=mask is None, scale=self.scale, enable_gqa=grouped

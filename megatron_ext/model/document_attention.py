@@ -75,7 +75,7 @@ def plan_documents(document_starts: Tensor, device: torch.device) -> DocumentPla
             where reading it makes no device wait.
         device: where attention computes.
     """
-    return _plan(_Memory(document_starts), device)
+    return _plan(SameMemory(document_starts), device)
 
 
 def restarted_positions(document_starts: Tensor, device: torch.device) -> Tensor:
@@ -85,10 +85,10 @@ def restarted_positions(document_starts: Tensor, device: torch.device) -> Tensor
         document_starts: int64 `[b, s]`, as in `plan_documents`.
         device: where attention computes.
     """
-    return _positions(_Memory(document_starts), device)
+    return _positions(SameMemory(document_starts), device)
 
 
-class _Memory:
+class SameMemory:
     """A tensor as a cache's key: equal when it is the same unchanged memory, as with what recomputation detaches.
 
     The cache holds the key, the key holds the tensor, so its memory is given to nobody else meanwhile.
@@ -102,11 +102,11 @@ class _Memory:
         return hash(self._same)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Memory) and self._same == other._same
+        return isinstance(other, SameMemory) and self._same == other._same
 
 
 @functools.lru_cache(maxsize=32)  # more than the micro-batches that a pipeline holds at once on usual layouts
-def _plan(memory: _Memory, device: torch.device) -> DocumentPlan | None:
+def _plan(memory: SameMemory, device: torch.device) -> DocumentPlan | None:
     starts = memory.tensor.cpu()
     b, s = starts.shape
     rows, begins = torch.nonzero(starts == torch.arange(s), as_tuple=True)
@@ -131,7 +131,7 @@ def _plan(memory: _Memory, device: torch.device) -> DocumentPlan | None:
 
 
 @functools.lru_cache(maxsize=32)
-def _positions(memory: _Memory, device: torch.device) -> Tensor:
+def _positions(memory: SameMemory, device: torch.device) -> Tensor:
     starts = memory.tensor.cpu()
     return (torch.arange(starts.shape[1]) - starts).T.contiguous().to(device)
 

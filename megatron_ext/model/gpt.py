@@ -121,7 +121,9 @@ def layer_spec(run: RunConfig, device: str) -> ModuleSpec:
     qkv_bias, output_bias, fc1_bias, fc2_bias = model.biased_projections
     positions = positions_of(run)
     ours = positions.alibi or positions.reads_documents
-    on_engine = device == "cuda" and has_transformer_engine() and not ours
+    # Transformer Engine shares a sequence between ranks in half precision only
+    shares = run.parallel.context_parallel_size == 1 or run.train.bf16 or run.train.fp16
+    on_engine = device == "cuda" and has_transformer_engine() and shares and not ours
     attention = functools.partial(TransformerEngineAttention if on_engine else CausalAttention, positions=positions)
     return ModuleSpec(
         module=ParallelResidualLayer if model.parallel_residual else TransformerLayer,

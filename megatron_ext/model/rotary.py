@@ -10,7 +10,9 @@ from torch import Tensor
 from megatron_ext.model.rotary_frequencies import Rotary, attention_factor, inverse_frequencies
 
 
-def apply_rotary(x: Tensor, rotary: Rotary, positions: Tensor | None = None) -> Tensor:
+def apply_rotary(
+    x: Tensor, rotary: Rotary, positions: Tensor | None = None, length: int | None = None
+) -> Tensor:
     """Rotate the first channels of every head of `x` by its position.
 
     Of the D rotated channels, d and d + D/2 form a pair, or 2d and 2d + 1 if interleaved, that is turned by
@@ -19,15 +21,17 @@ def apply_rotary(x: Tensor, rotary: Rotary, positions: Tensor | None = None) -> 
     Args:
         x: `[s, b, n, hn]`. Rank-local.
         rotary: which channels turn, and how fast.
-        positions: int64 `[s, b]`, each below s; None for 0..s-1 along the first dimension.
+        positions: int64 `[s, b]`, or `[s, 1]` for all rows, each below `length`; None for 0..s-1 along the first
+            dimension.
+        length: of the sequence that `x` is a part of; None where it is the whole of it.
 
     Source: arXiv:2104.09864, equation 34, whose pairs are interleaved; pairs d, d + D/2 as in Llama's Hugging Face
     weights and megatron-core's default.
     """
     rotated = int(x.shape[-1] * rotary.percent)
-    cos, sin = _tables(x.shape[0], rotated, rotary, x.dtype, x.device)
+    cos, sin = _tables(length or x.shape[0], rotated, rotary, x.dtype, x.device)
     if positions is not None:
-        cos, sin = (table[positions, 0] for table in (cos, sin))  # [s, b, 1, D/2]
+        cos, sin = (table[positions, 0] for table in (cos, sin))  # [s, b or 1, 1, D/2]
     return _Rotate.apply(x, cos, sin, rotary.interleaved)
 
 

@@ -10,6 +10,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
 from megatron_ext.model.attention import Positions
+from megatron_ext.model.context_parallel import context_group, places_of_part
 from megatron_ext.model.rotary import apply_rotary
 
 
@@ -31,6 +32,9 @@ class TransformerEngineAttention(torch.nn.Module):
     ALiBi stays with `CausalAttention`: Transformer Engine would take its bias as a full matrix. So do models that
     must know where documents begin.
 
+    Under context parallelism its ring passes keys and values on from rank to rank while it computes (`cp_comm_type`
+    "p2p"); megatron-core gives it the group and a stream. It has kernels for that in half precision only.
+
     Args:
         config: megatron-core's config.
         positions: without ALiBi and without documents.
@@ -43,12 +47,17 @@ class TransformerEngineAttention(torch.nn.Module):
 
         assert not (positions.alibi or positions.reads_documents), "layer_spec gives these to CausalAttention"
         self.positions = positions
+        self.context = context_group(rest.get("pg_collection"))
         # not a submodule: it has no parameters, and its fp8 bookkeeping is no part of our checkpoints
         object.__setattr__(self, "kernel", TEDotProductAttention(config=config, **rest))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: object) -> Tensor:
         """Attend; shapes and result as in `CausalAttention.forward`."""
         if self.positions.rotary is not None:
-            query, key = apply_rotary(query, self.positions.rotary), apply_rotary(key, self.positions.rotary)
+            places, length = None, None
+            if self.context is not None:
+                length = self.context.size() * len(query)
+                places = places_of_part(length, self.context.rank(), self.context.size(), query.device)
+            query, key = (apply_rotary(x, self.positions.rotary, places, length) for x in (query, key))
         self.kernel.train(self.training)
         return self.kernel(query, key, value, attention_mask, attn_mask_type=AttnMaskType.causal)

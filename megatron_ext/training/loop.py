@@ -175,7 +175,8 @@ def introduce(parts: Components, platform: str) -> None:
     parameters = parameter_counts(run.model, rows, run.max_position_embeddings).total
     log.info(
         f"training {parameters:,} parameters on {world.world_size} {platform} process(es): "
-        f"tensor parallel {world.grid.tp_size} x pipeline {world.grid.pp_size} x data {world.grid.dp_size}; "
+        f"tensor parallel {world.grid.tp_size} x pipeline {world.grid.pp_size} x "
+        f"context {world.grid.cp_size} x data {world.grid.dp_size}; "
         f"vocabulary {parts.tokenizer.vocab_size} padded to {rows}; {describe_data(parts.datasets)}; "
         f"kernels: {describe_kernels()}"
     )

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from megatron_ext.data.loader import LoaderConfig, MicroBatches
 from megatron_ext.model.gpt import positions_of
+from megatron_ext.parallel.sequence_chunks import part_of
 from megatron_ext.training.components import Components
+from megatron_ext.training.forward import Batch
 from megatron_ext.training.step import Readers
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 _STAY_ON_THE_HOST = {"document_starts", "sources"}
 """Attention plans by the first on the CPU, and on the device every layer would have to wait for them; the second go
 to the device once per step."""
+_OF_TOKENS = ("tokens", "labels", "loss_mask", "position_ids")
+"""What each rank of a sequence takes its part of; it knows of the whole row where documents begin."""
 
 
 @contextmanager
@@ -31,8 +35,8 @@ def open_readers(
 ) -> Iterator[Readers]:
     """Yield one reader per model chunk, from `start_sample` of `view` on; close them at the end. Rank-local.
 
-    Every tensor-parallel rank reads the same samples itself: a mapped file costs less than a broadcast. Chunks that
-    hold neither the embedding nor the output layer read nothing, unless their attention must know documents. The first
+    Every tensor-parallel rank reads the same samples itself: a mapped file costs less than a broadcast. So does every
+    context-parallel rank, which then keeps its part of each sequence, `[b, s/cp]`. Chunks that hold neither the embedding nor the output layer read nothing, unless their attention must know documents. The first
     chunk that reads tells `record` the sample ids of each micro-batch. `seq_length` is that of `LoaderConfig`.
     """
     run, at = parts.run, parts.world.at
@@ -55,16 +59,23 @@ def open_readers(
                 batches = MicroBatches(view, start_sample, global_batch_size, replace(settings, record=record))
                 record = None
                 stack.callback(batches.close)
-                readers.append(_to_device(batches, parts))
+                readers.append(_to_device(_own_parts(batches, parts), parts))
             else:
                 readers.append(None)
         yield readers
 
 
-def _to_device(batches: MicroBatches, parts: Components) -> Iterator[dict]:
+def _own_parts(batches: Iterator[Batch], parts: Components) -> Iterator[Batch]:
+    rank, size = parts.world.at.cp_rank, parts.world.grid.cp_size
+    if size == 1:
+        return batches
+    return (batch | {name: part_of(batch[name], rank, size, dim=1) for name in _OF_TOKENS} for batch in batches)
+
+
+def _to_device(batches: Iterator[Batch], parts: Components) -> Iterator[Batch]:
     device = parts.world.device
     if device.type == "cpu":
-        return iter(batches)
+        return batches
     return (
         {
             name: tensor if name in _STAY_ON_THE_HOST else tensor.to(device, non_blocking=True)

@@ -118,7 +118,7 @@ def forward_backward(
 
 
 def sum_reports(reports: list[dict[str, torch.Tensor]], world: World, num_sources: int = 0) -> BatchLoss:
-    """Return summed loss and counted tokens of all micro-batches and data-parallel ranks; the same on every rank.
+    """Return summed loss and counted tokens of all micro-batches, data- and context-parallel ranks, on every rank.
 
     Args:
         reports: of this rank's micro-batches; none on stages without a loss.
@@ -131,7 +131,7 @@ def sum_reports(reports: list[dict[str, torch.Tensor]], world: World, num_source
         if "squared logits" in report:
             total[2] += report["squared logits"]
     if reports and num_sources:
-        add_by_source(reports, total[3:].view(3, num_sources))
+        add_by_source(reports, total[3:].view(3, num_sources), world)
     own_loss = total[0].clone()
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if world.grid.pp_size > 1:
@@ -144,14 +144,22 @@ def sum_reports(reports: list[dict[str, torch.Tensor]], world: World, num_source
     return BatchLoss(loss, counted, sources, squared_logits)
 
 
-def add_by_source(reports: list[dict[str, torch.Tensor]], totals: torch.Tensor) -> None:
-    """Add samples, counted tokens and loss of each source to `totals`, fp64 `[3, k]`; rank-local.
+def add_by_source(reports: list[dict[str, torch.Tensor]], totals: torch.Tensor, world: World) -> None:
+    """Add samples, counted tokens and loss of each source to `totals`, fp64 `[3, k]`.
 
     All of them are whole numbers, the loss as one of `LOSS_UNIT` per sample, far below 2^53: so neither here nor
     between ranks does the order of adding matter. A sample whose loss is not finite adds itself alone.
+    Rank-local, but under context parallelism, where the parts of each sample are put together first and the first of
+    the ranks that share it counts it.
     """
     sources = torch.cat([report["sources"] for report in reports]).to(totals.device, non_blocking=True)
     losses, tokens = torch.cat([report["loss and tokens of samples"] for report in reports], dim=1)
+    if world.grid.cp_size > 1:
+        pair = torch.stack([losses, tokens])
+        dist.all_reduce(pair, group=parallel_state.get_context_parallel_group())
+        losses, tokens = pair
+        if world.at.cp_rank > 0:
+            return
     units = (losses / LOSS_UNIT).round()
     samples = torch.ones_like(units)
     finite = units.isfinite()
@@ -165,8 +173,10 @@ def seed_step(world: World, seed: int, iteration: int) -> None:
     So a resumed run drops what the uninterrupted one drops (law L2) and no generator state is ever saved. Ranks of
     one tensor-parallel group share the default generator and have their own tensor-parallel one, as in Megatron-LM.
     """
-    # places 1009 apart, because megatron-core adds the tensor-parallel rank
-    place = (world.at.pp_rank * 10_007 + world.at.dp_rank) * 1009
+    # ranks that share a sequence have tokens of their own in it; places 1009 apart, because megatron-core adds the
+    # tensor-parallel rank
+    data_rank = world.at.dp_rank * world.grid.cp_size + world.at.cp_rank
+    place = (world.at.pp_rank * 10_007 + data_rank) * 1009
     mixed = (seed * 1_000_003 + iteration) * 1_000_003 + place
     step_seed = mixed % (2**31 - 1)
     torch.manual_seed(step_seed)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.distributed.launches import train_cases
 from tests.distributed.same_run import assert_same_run
-from tests.distributed.tiny import LAYOUTS, MODELS, SHARED_HEADS, TP4, UNEVEN, write_dataset
+from tests.distributed.tiny import CP4, LAYOUTS, MODELS, SHARED_HEADS, TP4, UNEVEN, write_dataset
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(1800)]  # the first test waits for all launches
 
@@ -53,6 +53,19 @@ STAGES = {
 HEADS = {2: [("one_group", "tp2 sp")], 4: [("one_group", "tp4"), ("two_groups", "tp4"), ("two_groups", "tp4 sp")]}
 """Processes -> (model, layout) with unequal stages, and with fewer key/value heads than tensor-parallel ranks."""
 
+CONTEXT = {
+    1: [],
+    2: [(model, "cp2") for model in ("gqa", "isolated", "restarted", "lengthened", "normed", "gpt2")],
+    4: [
+        ("alibi", "tp2 sp cp2"),
+        ("moss", "tp2 sp cp2"),
+        ("isolated", "cp2 pp2 vpp2"),
+        ("masked", "cp2 dp2 distopt"),
+        ("gqa", "cp4"),
+    ],
+}
+"""Processes -> (model, layout) of ranks that share sequences: each kind of position, mask and loss that they cut."""
+
 
 def cases_of(processes: int) -> dict[tuple[str, str], str]:
     """Return (model, layout) -> flags of the cases with this many processes."""
@@ -67,6 +80,7 @@ def cases_of(processes: int) -> dict[tuple[str, str], str]:
     cases |= {(model, name): layouts[name] for model, names in BLOCKS.items() for name in names.get(processes, [])}
     cases |= {(model, name): UNEVEN[processes][name] for model, name in STAGES.get(processes, [])}
     cases |= {(model, name): SHARED_HEADS[processes][name] for model, name in HEADS.get(processes, [])}
+    cases |= {(model, name): {**layouts, **CP4}[name] for model, name in CONTEXT[processes]}
     if processes == 2:
         cases |= {("masked", "dp2 distopt"): layouts["dp2 distopt"]}
     if processes == 4:

@@ -60,6 +60,7 @@ MODELS = {
 }
 
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
+CP = "--context-parallel-size"
 VPP = "--num-virtual-stages-per-pipeline-rank"
 OVERLAP = "--overlap-grad-reduce --overlap-param-gather --ddp-bucket-size 20000"
 SINGLE = "--micro-batch-size 1"
@@ -76,6 +77,7 @@ LAYOUTS: dict[int, dict[str, str]] = {
         "tp2 sp": f"{TP} 2 --sequence-parallel",
         "pp2": f"{PP} 2",
         "pp2 vpp2": f"{PP} 2 {VPP} 2 {SINGLE}",
+        "cp2": f"{CP} 2",
         "dp2": "",
         "dp2 distopt": f"--use-distributed-optimizer {SINGLE}",
         "dp2 overlap": f"--overlap-grad-reduce --ddp-bucket-size 20000 {SINGLE}",
@@ -113,6 +115,13 @@ UNEVEN = {
     },
 }
 """Processes -> name -> flags that deal 4 layers out unequally, down to chunks of embedding, head or nothing alone."""
+CP4 = {
+    "tp2 sp cp2": f"{TP} 2 --sequence-parallel {CP} 2",
+    "cp2 pp2 vpp2": f"{CP} 2 {PP} 2 {VPP} 2 {SINGLE} --recompute-granularity selective",
+    "cp2 dp2 distopt": f"{CP} 2 --use-distributed-optimizer",
+    "cp4": f"{CP} 4",
+}
+"""Four processes, two or four of them on each sequence."""
 
 
 def write_dataset(prefix: Path, documents: int = 300, seed: int = 0) -> None:

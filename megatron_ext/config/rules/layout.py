@@ -11,22 +11,15 @@ from megatron_ext.config.run import RunConfig
 @rule()
 def world_size_holds_whole_model_copies(run: RunConfig) -> str | None:
     """The world is a multiple of tp * pp * cp."""
-    parallel = run.parallel
+    parallel, cp = run.parallel, run.parallel.context_parallel_size
     if run.world_size % parallel.model_parallel_size == 0:
         return None
     return (
         f"the world size {run.world_size} is not a multiple of --tensor-model-parallel-size "
         f"{parallel.tensor_model_parallel_size} x --pipeline-model-parallel-size "
-        f"{parallel.pipeline_model_parallel_size} = {parallel.model_parallel_size}: start another number of processes"
+        f"{parallel.pipeline_model_parallel_size} {f'x --context-parallel-size {cp} ' if cp > 1 else ''}"
+        f"= {parallel.model_parallel_size}: start another number of processes"
     )
-
-
-@rule()
-def context_parallel_size_is_one(run: RunConfig) -> str | None:
-    """Context parallelism is not built yet."""
-    if run.parallel.context_parallel_size == 1:
-        return None
-    return f"--context-parallel-size {run.parallel.context_parallel_size} is not supported yet; only 1 is"
 
 
 @rule(needs="num_attention_heads")
@@ -168,6 +161,24 @@ def sequence_divides_over_tensor_ranks(run: RunConfig) -> str | None:
     if not run.parallel.sequence_parallel or length % tp == 0:
         return None
     return f"--seq-length {length} is not a multiple of --tensor-model-parallel-size {tp}, as --sequence-parallel needs"
+
+
+@rule(needs="seq_length")
+def sequence_divides_over_context_ranks(run: RunConfig) -> str | None:
+    """Each context-parallel rank holds two equal chunks of the sequence."""
+    length, unit = run.train.seq_length or 0, run.sequence_unit
+    if run.parallel.context_parallel_size == 1 or length % unit == 0:
+        return None
+    return f"--seq-length {length} is not a multiple of {unit}, {context_cuts(run)}"
+
+
+def context_cuts(run: RunConfig) -> str:
+    """How a sequence is cut under context parallelism, as the end of a message about its length."""
+    parallel = run.parallel
+    cuts = f"twice --context-parallel-size {parallel.context_parallel_size}"
+    if parallel.sequence_parallel:
+        cuts += f" x --tensor-model-parallel-size {parallel.tensor_model_parallel_size} of --sequence-parallel"
+    return cuts
 
 
 @rule()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from megatron_ext.config.rules.batch import ramp_up_reaches_the_global_batch
+from megatron_ext.config.rules.layout import context_cuts
 from megatron_ext.config.rules.registry import rule
 from megatron_ext.config.run import RunConfig
 from megatron_ext.config.seq_length_warmup import LengthStage, parse_length_stage
@@ -50,6 +51,18 @@ def length_stages_divide_over_tensor_ranks(run: RunConfig) -> str | None:
             return (
                 f"--seq-length-warmup {stage.text}: {stage.length} is not a multiple of --tensor-model-parallel-size "
                 f"{tp}, as --sequence-parallel needs"
+            )
+    return None
+
+
+@rule(needs="seq_length_warmup")
+def length_stages_divide_over_context_ranks(run: RunConfig) -> str | None:
+    """Each context-parallel rank holds two equal chunks of every sequence."""
+    unit = run.sequence_unit
+    for stage in _stages(run):
+        if run.parallel.context_parallel_size > 1 and stage.length % unit:
+            return (
+                f"--seq-length-warmup {stage.text}: {stage.length} is not a multiple of {unit}, {context_cuts(run)}"
             )
     return None
 

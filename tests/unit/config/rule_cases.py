@@ -41,7 +41,6 @@ class Case:
 
 CASES = {
     "world_size_holds_whole_model_copies": Case({"world_size": 4}, {"world_size": 6}, "2 x --pipeline.* 2 = 4"),
-    "context_parallel_size_is_one": Case({}, {"context_parallel_size": 2}, "--context-parallel-size 2"),
     "attention_heads_divide_over_tensor_ranks": Case(
         {}, {"num_attention_heads": 5, "kv_channels": 8}, "--num-attention-heads 5"
     ),
@@ -140,6 +139,11 @@ CASES = {
     ),
     "sequence_divides_over_tensor_ranks": Case(
         {"sequence_parallel": True}, {"sequence_parallel": True, "seq_length": 33}, "--seq-length 33"
+    ),
+    "sequence_divides_over_context_ranks": Case(
+        {"context_parallel_size": 2, "sequence_parallel": True},
+        {"context_parallel_size": 2, "sequence_parallel": True, "seq_length": 36},
+        "--seq-length 36 is not a multiple of 8, twice --context-parallel-size 2 x --tensor-model-parallel-size 2",
     ),
     "overlapped_gather_needs_its_partners": Case(
         {"overlap_param_gather": True, "overlap_grad_reduce": True, "use_distributed_optimizer": True},
@@ -435,6 +439,11 @@ CASES = {
         {"seq_length_warmup": ("2:256",), "sequence_parallel": True},
         {"seq_length_warmup": ("1:256",), "sequence_parallel": True},
         "1 is not a multiple of --tensor-model-parallel-size 2",
+    ),
+    "length_stages_divide_over_context_ranks": Case(
+        {"seq_length_warmup": ("4:256",), "context_parallel_size": 2},
+        {"seq_length_warmup": ("2:256",), "context_parallel_size": 2},
+        "2 is not a multiple of 4, twice --context-parallel-size 2",
     ),
     "length_stages_hold_a_step": Case(
         {"seq_length_warmup": ("8:256",)}, {"seq_length_warmup": ("8:255",)}, "8 x --seq-length 32 = 256 tokens"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 from megatron_ext.config import RunConfig
 from megatron_ext.data.loader import LoaderConfig, to_batch
 from megatron_ext.model.gpt import build_model
-from megatron_ext.parallel.grid import Coordinates
+from megatron_ext.parallel.grid import Coordinates, Grid
 from megatron_ext.parallel.world import World
 from megatron_ext.training.components import Components
 from megatron_ext.training.metrics import StepResult, TrainState
@@ -286,44 +287,46 @@ def draws(at: Coordinates, seed: int, iteration: int) -> tuple[float, float]:
     """One number from the generator shared by a tensor-parallel group, one from the rank's own."""
     from megatron.core import tensor_parallel
 
-    seed_step(SimpleNamespace(at=at), seed, iteration)
+    seed_step(SimpleNamespace(at=at, grid=Grid(4, 2, 4, cp_size=2)), seed, iteration)
     shared = torch.rand(()).item()
     with tensor_parallel.get_cuda_rng_tracker().fork():
         return shared, torch.rand(()).item()
 
 
 def test_the_seed_of_a_step_is_a_function_of_seed_iteration_and_place(world: World):
-    def place(pp: int = 0, dp: int = 0) -> Coordinates:
-        return Coordinates(tp_rank=0, cp_rank=0, dp_rank=dp, pp_rank=pp)
+    def place(pp: int = 0, dp: int = 0, cp: int = 0) -> Coordinates:
+        return Coordinates(tp_rank=0, cp_rank=cp, dp_rank=dp, pp_rank=pp)
 
     base = draws(place(), 1234, 7)
     assert draws(place(), 1234, 7) == base
     others = [
         draws(place(), 1235, 7), draws(place(), 1234, 8), draws(place(dp=1), 1234, 7), draws(place(pp=1), 1234, 7),
+        draws(place(cp=1), 1234, 7),
     ]  # fmt: skip
-    assert len({number for pair in (base, *others) for number in pair}) == 10
+    assert len({number for pair in (base, *others) for number in pair}) == 12
 
 
 def test_no_rank_drops_what_another_one_drops(world: World, monkeypatch: pytest.MonkeyPatch):
-    """Every rank has its own tensor-parallel generator, also (dp 0, tp 1) and (dp 1, tp 0)."""
+    """Every rank has its own tensor-parallel generator, also (dp 0, tp 1) and (dp 1, tp 0), (dp 1, cp 0) and others."""
     own = set()
     for tp in range(4):
         monkeypatch.setattr("megatron.core.parallel_state._MPU_TENSOR_MODEL_PARALLEL_RANK", tp)
         for pp in range(2):
-            for dp in range(4):
-                own.add(draws(Coordinates(tp_rank=tp, cp_rank=0, dp_rank=dp, pp_rank=pp), 1, 1)[1])
-    assert len(own) == 4 * 2 * 4
+            for dp, cp in itertools.product(range(4), range(2)):
+                own.add(draws(Coordinates(tp_rank=tp, cp_rank=cp, dp_rank=dp, pp_rank=pp), 1, 1)[1])
+    assert len(own) == 4 * 2 * 4 * 2
 
 
 def test_no_two_places_or_iterations_share_a_seed(world: World, monkeypatch: pytest.MonkeyPatch):
     seeds: list[int] = []
+    grid = Grid(tp_size=1, pp_size=4, dp_size=8, cp_size=2)
     monkeypatch.setattr("torch.manual_seed", seeds.append)
     monkeypatch.setattr("megatron.core.tensor_parallel.model_parallel_cuda_manual_seed", lambda _: None)
     for iteration in range(50):
         for pp in range(4):
-            for dp in range(16):
-                at = Coordinates(tp_rank=0, cp_rank=0, dp_rank=dp, pp_rank=pp)
-                seed_step(SimpleNamespace(at=at), 1234, iteration)
+            for dp, cp in itertools.product(range(8), range(2)):
+                at = Coordinates(tp_rank=0, cp_rank=cp, dp_rank=dp, pp_rank=pp)
+                seed_step(SimpleNamespace(at=at, grid=grid), 1234, iteration)
     assert len(set(seeds)) == len(seeds) == 50 * 4 * 16
     assert all(0 <= seed < 2**31 for seed in seeds)
 
