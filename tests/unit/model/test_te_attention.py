@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from megatron_ext.model.gpt import layer_spec
 from megatron_ext.model.rotary import apply_rotary
 from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.model.te_attention import TransformerEngineAttention
+from megatron_ext.parallel.sequence_chunks import part_of
 
 MODEL = "--num-layers 2 --hidden-size 32 --num-attention-heads 4 --seq-length 8 --position-embedding-type"
 
@@ -49,6 +50,19 @@ def test_queries_and_keys_are_rotated_before_the_kernel(kernel: None, rotary: Ro
     assert not attention.kernel.training
 
 
+def test_ranks_of_a_sequence_rotate_by_the_places_of_their_parts(kernel: None):
+    """The kernel itself goes round the ranks, and is given megatron-core's groups for it."""
+    rotary, (q, k, v) = Rotary(100.0), torch.randn(3, 8, 2, 4, 8)
+    whole = apply_rotary(q, rotary) + apply_rotary(k, rotary) + v
+    for rank in range(2):
+        cp = SimpleNamespace(size=lambda: 2, rank=lambda rank=rank: rank)
+        groups = SimpleNamespace(cp=cp)
+        attention = TransformerEngineAttention(None, Positions(rotary=rotary), pg_collection=groups)
+        assert attention.kernel.built_with == {"pg_collection": groups}
+        out = attention(*(part_of(x, rank, 2) for x in (q, k, v)), None)
+        torch.testing.assert_close(out, part_of(whole, rank, 2), rtol=0, atol=0)
+
+
 def test_what_is_missing_is_told_in_one_clause(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(te_attention, "has_transformer_engine", lambda: False)
     assert te_attention.describe_kernels() == "torch (TransformerEngine, NVIDIA's Apex not installed)"
@@ -68,6 +82,8 @@ def test_the_kernel_adds_nothing_to_checkpoints(kernel: None):
         ("cuda", "alibi", True, CausalAttention),
         ("cuda", "alibi --embedding-layernorm", True, CausalAttention),
         ("cpu", "rope", True, CausalAttention),
+        ("cuda", "rope --context-parallel-size 2 --bf16", True, TransformerEngineAttention),
+        ("cuda", "rope --context-parallel-size 2", True, CausalAttention),
         ("cuda", "rope --reset-attention-mask", True, CausalAttention),
         ("cuda", "rope --reset-position-ids", True, CausalAttention),
         ("cuda", "learned_absolute --reset-position-ids", True, TransformerEngineAttention),
@@ -75,7 +91,7 @@ def test_the_kernel_adds_nothing_to_checkpoints(kernel: None):
 )
 def test_the_kernel_is_taken_on_a_gpu_that_has_it(device, positions, installed, expected, monkeypatch):
     monkeypatch.setattr("megatron_ext.model.gpt.has_transformer_engine", lambda: installed)
-    run = load_run_config(f"{MODEL} {positions}".split(), 1, "model").run  # positions may bring flags about documents
+    run = load_run_config(f"{MODEL} {positions}".split(), None, "model").run  # positions may bring flags about documents
     attention = layer_spec(run, device).submodules.self_attention.submodules.core_attention
     assert attention.func is expected
 

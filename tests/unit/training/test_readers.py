@@ -18,11 +18,15 @@ FIRST, MIDDLE, LAST = (
 WHOLE = SimpleNamespace(pre_process=True, post_process=True)
 
 
-def parts_of(*models: SimpleNamespace, dp: tuple[int, int] = (0, 1), **values: object) -> SimpleNamespace:
+def parts_of(
+    *models: SimpleNamespace, dp: tuple[int, int] = (0, 1), cp: tuple[int, int] = (0, 1), **values: object
+) -> SimpleNamespace:
     import torch
 
     world = SimpleNamespace(
-        at=Coordinates(0, 0, dp_rank=dp[0], pp_rank=0), grid=Grid(1, 1, dp_size=dp[1]), device=torch.device("cpu")
+        at=Coordinates(0, cp_rank=cp[0], dp_rank=dp[0], pp_rank=0),
+        grid=Grid(1, 1, dp_size=dp[1], cp_size=cp[1]),
+        device=torch.device("cpu"),
     )
     return SimpleNamespace(run=tiny_run(**values), world=world, tokenizer=TOKENIZER, models=list(models))
 
@@ -78,6 +82,28 @@ def test_every_chunk_reads_the_short_sequences_of_its_time():
     with open_readers(parts_of(FIRST, LAST), view, 0, lambda _: 4, seq_length=length) as readers:
         for shape in ((8, 4), (8, 4), (2, 16)):
             assert [tuple(next(reader)["tokens"].shape) for reader in readers] == [shape] * 2
+
+
+def test_ranks_of_a_sequence_read_the_same_samples_and_keep_their_parts_of_them():
+    """But all of them know where documents begin in the whole row, and which source it comes from."""
+    import torch
+
+    from megatron_ext.parallel.sequence_chunks import join_parts
+    from tests.unit.training.blends import easy_and_hard
+
+    def batch_of(cp: tuple[int, int]) -> dict:
+        parts = parts_of(WHOLE, cp=cp, reset_attention_mask=True, reset_position_ids=True)
+        with open_readers(parts, easy_and_hard(), 0, lambda _: 4) as [reader]:
+            return next(reader)
+
+    whole, shared = batch_of((0, 1)), [batch_of((rank, 2)) for rank in range(2)]
+    assert len(whole) == 6
+    for name, tensor in whole.items():
+        if name in ("document_starts", "sources"):
+            assert all(batch[name].equal(tensor) for batch in shared), name
+        else:
+            parts = torch.stack([batch[name].T for batch in shared])
+            assert join_parts(parts).T.equal(tensor) and len(parts[0]) == tensor.shape[1] // 2, name
 
 
 @pytest.mark.parametrize("fails", [False, True])
