@@ -10,9 +10,7 @@ from torch import Tensor
 from megatron_ext.model.rotary_frequencies import Rotary, attention_factor, inverse_frequencies
 
 
-def apply_rotary(
-    x: Tensor, rotary: Rotary, positions: Tensor | None = None, length: int | None = None
-) -> Tensor:
+def apply_rotary(x: Tensor, rotary: Rotary, positions: Tensor | None = None, length: int | None = None) -> Tensor:
     """Rotate the first channels of every head of `x` by its position.
 
     Of the D rotated channels, d and d + D/2 form a pair, or 2d and 2d + 1 if interleaved, that is turned by

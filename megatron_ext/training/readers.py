@@ -36,8 +36,9 @@ def open_readers(
     """Yield one reader per model chunk, from `start_sample` of `view` on; close them at the end. Rank-local.
 
     Every tensor-parallel rank reads the same samples itself: a mapped file costs less than a broadcast. So does every
-    context-parallel rank, which then keeps its part of each sequence, `[b, s/cp]`. Chunks that hold neither the embedding nor the output layer read nothing, unless their attention must know documents. The first
-    chunk that reads tells `record` the sample ids of each micro-batch. `seq_length` is that of `LoaderConfig`.
+    context-parallel rank, which then keeps its part of each sequence, `[b, s/cp]`. Chunks that hold neither the
+    embedding nor the output layer read nothing, unless their attention must know documents. The first chunk that reads
+    tells `record` the sample ids of each micro-batch. `seq_length` is that of `LoaderConfig`.
     """
     run, at = parts.run, parts.world.at
     reads_documents = positions_of(run).reads_documents

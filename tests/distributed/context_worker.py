@@ -76,7 +76,7 @@ def inputs() -> list[Tensor]:
 
 
 def same_attention(name: str, positions: Positions, group: dist.ProcessGroup) -> None:
-    """Outputs and gradients are the parts of what one rank computes (which the unit tests compare with the textbook)."""
+    """Outputs and gradients are the parts of what one rank computes (see the unit tests for the textbook)."""
     starts = torch.tensor([[0] * 5 + [5] * 11, [0] * 9 + [9] * 7]) if positions.isolate else None
     whole = [x.requires_grad_() for x in inputs()]
     parts = [part_of(x.detach(), group.rank(), group.size()).requires_grad_() for x in whole]
@@ -88,7 +88,7 @@ def same_attention(name: str, positions: Positions, group: dist.ProcessGroup) ->
     pairs = [(found, expected), *((part.grad, x.grad) for part, x in zip(parts, whole, strict=True))]
     for one, other in pairs:
         wanted = part_of(other, group.rank(), group.size())
-        torch.testing.assert_close(one, wanted, rtol=1e-5, atol=1e-5, msg=lambda text: f"{name}: {text}")  # noqa: B023
+        torch.testing.assert_close(one, wanted, rtol=1e-5, atol=1e-5, msg=lambda text: f"{name}: {text}")
 
 
 def same_totals(world: World) -> None:

@@ -64,8 +64,7 @@ def main(part: str, data: str, out: str) -> None:
             shared = {name: RELAYOUT[name] for name in ("tp2 sp", "dp2 distopt")}
             every_pair("one_group", f"--bf16 --data-path {data} --train-iters {STEPS}", Path(out), shared)
             # ranks that share sequences hold the same weights, and shard the optimizer's state together
-            context = {"cp2": "--context-parallel-size 2", "tp2 sp": RELAYOUT["tp2 sp"]}
-            context["cp2 distopt"] = f"{context['cp2']} --use-distributed-optimizer"
+            context = {"cp2 distopt": "--context-parallel-size 2 --use-distributed-optimizer", "dp2": RELAYOUT["dp2"]}
             flags = f"--bf16 --reset-attention-mask --data-path {data} --train-iters {STEPS}"
             every_pair("gqa", flags, Path(out) / "context", context)
             # the first stage trains nothing

@@ -61,9 +61,7 @@ def length_stages_divide_over_context_ranks(run: RunConfig) -> str | None:
     unit = run.sequence_unit
     for stage in _stages(run):
         if run.parallel.context_parallel_size > 1 and stage.length % unit:
-            return (
-                f"--seq-length-warmup {stage.text}: {stage.length} is not a multiple of {unit}, {context_cuts(run)}"
-            )
+            return f"--seq-length-warmup {stage.text}: {stage.length} is not a multiple of {unit}, {context_cuts(run)}"
     return None
 
 

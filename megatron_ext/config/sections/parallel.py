@@ -43,7 +43,9 @@ class ParallelConfig(Section):
         "L output layer and loss, | next stage, x*n and (...)*n repetitions, as in 'Et*3|(tt|)*2tL'",
     )
     sequence_parallel: bool = knob(False, "split norms and dropout over the tensor-parallel ranks along the sequence")
-    context_parallel_size: int = knob(1, "ranks that share each sequence, cp, two of its 2 cp chunks each", bounds="[1, inf)")
+    context_parallel_size: int = knob(
+        1, "ranks that share each sequence, cp, two of its 2 cp chunks each", bounds="[1, inf)"
+    )
     use_distributed_optimizer: bool = knob(False, "shard the optimizer state over the data-parallel ranks")
     overlap_grad_reduce: bool = knob(False, "reduce gradients while the backward pass runs")
     overlap_param_gather: bool = knob(False, "gather parameters while the forward pass runs")
