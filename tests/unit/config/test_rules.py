@@ -8,7 +8,11 @@ from megatron_ext.config import RunConfig, check_rules
 from megatron_ext.config.rules import RULES, failures
 from megatron_ext.config.run import all_settings
 from megatron_ext.errors import ConfigError
-from tests.unit.config.rule_cases import BASE, CASES, COUNTED, RAMP, SAMPLES
+from tests.unit.config.pipeline_rule_cases import COUNTED, PIPELINE_CASES
+from tests.unit.config.rule_cases import BASE, RAMP, SAMPLES
+from tests.unit.config.rule_cases import CASES as OTHER_CASES
+
+CASES = {**OTHER_CASES, **PIPELINE_CASES}
 
 
 def test_every_rule_has_a_good_and_a_bad_case():
