@@ -93,9 +93,9 @@ def test_chunks_are_megatron_cores_and_follow_each_other(pp, layers, chunks, fir
     assert before == layers
 
 
-@pytest.mark.parametrize(("pp", "chunks"), [(2, ((3, 2), (2, 3))), (4, ((3,), (2,), (2,), (3,)))])
+@pytest.mark.parametrize(("pp", "chunks"), [(2, ((3, 4), (1, 2))), (4, ((3,), (1,), (4,), (2,)))])
 def test_a_layout_deals_its_stages_to_the_ranks_in_turn(pp: int, chunks: tuple):
-    text = "Et*3|(tt|)*2,t*3L"
+    text = "Et*3|t|(tt)*2|,ttL"
     run = run_of(pp, 10, pipeline_model_parallel_layout=text)
     assert failures(run, "model") == {}
     assert run.layers_per_chunk == chunks
