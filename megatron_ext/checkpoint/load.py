@@ -40,6 +40,7 @@ SHAPE_SETTINGS = (
     "add_mlp_down_bias",
     "embedding_layernorm",
     "parallel_residual",
+    "localized_filtering",
     "rotary_interleaved",
     "openai_gelu",
     "rope_scaling",

@@ -43,6 +43,7 @@ UNMAPPED: dict[str, str] = {
     "add_mlp_down_bias": "our layer's projections (model/chosen_bias.py)",
     "embedding_layernorm": "our model's embedding (model/embedding_norm.py)",
     "parallel_residual": "our layer (model/parallel_residual.py)",
+    "localized_filtering": "our attention (model/localized_filtering.py)",
     "untie_embeddings_and_output_weights": "GPTModel's share_embeddings_and_output_weights (model/)",
     "norm_head": "our output layer (model/output_layer.py)",
     "embedding_multiplier": "our GPTModel (model/gpt.py)",

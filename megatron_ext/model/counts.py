@@ -77,11 +77,17 @@ def parameter_counts(model: ModelConfig, vocab_rows: int, max_positions: int | N
     norm = hidden * (1 if model.normalization == "RMSNorm" else 2)
     qkv_bias, output_bias, fc1_bias, fc2_bias = model.biased_projections
     learned = model.position_embedding_type == "learned_absolute"
+    # two convolutions over two tokens, h -> h/2 -> h, their biases, a norm
+    filtering = 2 * hidden * hidden + hidden // 2 + hidden + norm if model.localized_filtering else 0
     return ParameterCounts(
         layers=model.num_layers or 0,
         word_embedding=vocab_rows * hidden,
         position_embedding=(max_positions or model.max_position_embeddings or 0) * hidden if learned else 0,
-        attention=hidden * qkv_width + query * hidden + (qkv_width if qkv_bias else 0) + (hidden if output_bias else 0),
+        attention=hidden * qkv_width
+        + query * hidden
+        + (qkv_width if qkv_bias else 0)
+        + (hidden if output_bias else 0)
+        + filtering,
         mlp=hidden * fc1_width + ffn * hidden + (fc1_width if fc1_bias else 0) + (hidden if fc2_bias else 0),
         layer_norms=norm if model.parallel_residual else 2 * norm,
         embedding_norm=norm if model.embedding_layernorm else 0,

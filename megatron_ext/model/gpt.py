@@ -26,6 +26,7 @@ from megatron_ext.model.counts import padded_vocab_size
 from megatron_ext.model.cross_entropy import cross_entropy_with_max_z, vocab_parallel_cross_entropy
 from megatron_ext.model.embedding_norm import add_embedding_norm
 from megatron_ext.model.init import initialize_parameters
+from megatron_ext.model.localized_filtering import FilteredSelfAttention
 from megatron_ext.model.norm import NORMS
 from megatron_ext.model.output_layer import output_layer_of
 from megatron_ext.model.parallel_residual import ParallelResidualLayer
@@ -125,13 +126,14 @@ def layer_spec(run: RunConfig, device: str) -> ModuleSpec:
     shares = run.parallel.context_parallel_size == 1 or run.train.bf16 or run.train.fp16
     on_engine = device == "cuda" and has_transformer_engine() and shares and not ours
     attention = functools.partial(TransformerEngineAttention if on_engine else CausalAttention, positions=positions)
+    filtering = {"norm": norm, "isolate": positions.isolate} if model.localized_filtering else {}
     return ModuleSpec(
         module=ParallelResidualLayer if model.parallel_residual else TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
-                module=SharedHeadsAttention,
-                params={"attn_mask_type": AttnMaskType.causal},
+                module=FilteredSelfAttention if model.localized_filtering else SharedHeadsAttention,
+                params={"attn_mask_type": AttnMaskType.causal, **filtering},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=column_parallel(qkv_bias),
                     core_attention=attention,

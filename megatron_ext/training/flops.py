@@ -14,8 +14,8 @@ def model_flops_per_step(model: ModelConfig, vocab_rows: int, num_tokens: int, s
     A multiplication with an addition counts as two; the backward pass as twice the forward pass, hence 6 per weight
     and token. With q = heads * head size and k = v = query groups * head size, three terms:
 
-    1. projections: `6 t L (h (q + k + v) + q h)` for attention and `6 t L h f m` for the MLP, m = 3 with SwiGLU
-       (gate, up, down), else 2;
+    1. projections: `6 t L (h (q + k + v) + q h)` for attention, `6 t L 2 h^2` for the two convolutions of localized
+       filtering, and `6 t L h f m` for the MLP, m = 3 with SwiGLU (gate, up, down), else 2;
     2. attention scores and their product with the values: `6 L q t s`, of which causality leaves half (the full
        square would be `12 L q t s`);
     3. logits: `6 t h v`, v counting the padding rows that are multiplied too.
@@ -35,6 +35,7 @@ def model_flops_per_step(model: ModelConfig, vocab_rows: int, num_tokens: int, s
     query = model.heads * model.head_dim
     key_and_value = 2 * model.query_groups * model.head_dim
     attention_weights = hidden * (query + key_and_value) + query * hidden
+    attention_weights += 2 * hidden * hidden if model.localized_filtering else 0
     mlp_weights = hidden * model.ffn_size * (3 if model.swiglu else 2)
     projections = 6 * num_tokens * layers * (attention_weights + mlp_weights)
     scores = 6 * layers * query * num_tokens * seq_length

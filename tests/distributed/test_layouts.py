@@ -28,6 +28,7 @@ FEWER_STEPS = {
     "moss": 20,
     "one_group": 20,
     "two_groups": 25,
+    "yuan": 20,
 }
 LENGTHENED = {1: ["micro-batch 1"], 2: ["tp2 sp", "pp2 vpp2", "dp2 distopt"], 4: ["tp2 sp pp2 vpp2"]}
 """Processes -> layouts that must know the length of a step: as slices, as messages, or not at all."""
@@ -43,6 +44,7 @@ BLOCKS = {
     "bloom": {1: ["recompute modules"], 2: ["tp2 sp", "pp2 vpp2"], 4: ["tp2 sp pp2 vpp2"]},
     "bloom_learned": {2: ["tp2", "tp2 sp"]},
     "moss": {1: ["recompute modules"], 2: ["tp2", "tp2 sp", "pp2 vpp2"]},
+    "yuan": {1: ["recompute full"], 2: ["tp2", "tp2 sp", "pp2 vpp2"]},
 }
 """Model -> processes -> the layouts that treat its blocks differently."""
 

@@ -54,6 +54,9 @@ MODELS = {
     "moss": f"{GPT2} --parallel-residual --disable-bias-linear --add-attention-output-bias --add-mlp-down-bias "
     "--openai-gelu --untie-embeddings-and-output-weights --position-embedding-type rope --rotary-percent 0.5 "
     "--rotary-interleaved --rope-scaling-type yarn --rope-scaling-factor 4 --original-max-position-embeddings 8",
+    # queries and keys of the filtered sequence, in documents that do not see each other
+    "yuan": f"{LLAMA} --num-attention-heads 12 --num-query-groups 4 --kv-channels 8 --position-embedding-type rope "
+    "--localized-filtering --init-method-std 0.1 --reset-attention-mask",
     # Megatron-LM's defaults: LayerNorm, GELU, biases, learned positions, tied embeddings
     "gpt2": GPT2,
     "multiplied": f"{GPT2} --embedding-multiplier 4 --logits-multiplier 1.7",

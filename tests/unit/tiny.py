@@ -60,6 +60,13 @@ ARCHITECTURES = {
         "rope_scaling_factor": 4.0,
         "original_max_position_embeddings": 64,
     },
+    "filtered": {
+        **LLAMA,
+        "num_query_groups": 2,
+        "localized_filtering": True,
+        "add_qkv_bias": True,
+        "untie_embeddings_and_output_weights": False,
+    },
     "norm_head": {**LLAMA, "norm_head": True, "logits_multiplier": 0.2, "embedding_multiplier": 12.0},
     "multiplied_tied": {**MEGATRON_DEFAULT, "logits_multiplier": 0.3, "embedding_multiplier": 3.0},
     "no_positions": {**MEGATRON_DEFAULT, "position_embedding_type": "none", "normalization": "RMSNorm"},

@@ -87,6 +87,23 @@ def rotated_part_of_a_head_is_even(run: RunConfig) -> str | None:
     )
 
 
+@rule(needs="hidden_size")
+def filtered_channels_divide_over_tensor_ranks(run: RunConfig) -> str | None:
+    """The channels between the two convolutions, half of h, are cut over the ranks."""
+    hidden, tp = run.model.hidden_size or 0, run.parallel.tensor_model_parallel_size
+    if not run.model.localized_filtering or hidden % (2 * tp) == 0:
+        return None
+    return f"--localized-filtering halves --hidden-size {hidden}, which must be a multiple of 2 x tp = {2 * tp}"
+
+
+@rule()
+def filter_sees_the_whole_sequence(run: RunConfig) -> str | None:
+    """Where context parallelism cuts the sequence, a token's predecessor lies on another rank."""
+    if not run.model.localized_filtering or run.parallel.context_parallel_size == 1:
+        return None
+    return f"--localized-filtering needs --context-parallel-size 1, not {run.parallel.context_parallel_size}"
+
+
 @rule(needs="seq_length max_position_embeddings")
 def positions_cover_the_sequence(run: RunConfig) -> str | None:
     """The model is made for at least the training length."""

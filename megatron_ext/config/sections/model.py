@@ -98,6 +98,12 @@ class ModelConfig(Section):
     parallel_residual: bool = knob(
         False, "attention and feed-forward block side by side: both read one norm and add to the residual stream"
     )
+    localized_filtering: bool = knob(
+        False,
+        "queries and keys read each token together with the two before it, through two convolutions with a norm "
+        "(Yuan 2.0's localized filtering attention)",
+        aliases=("--use-lf-gate",),
+    )
     hidden_dropout: float = knob(0.1, "dropout of the hidden state", bounds="[0, 1)")
     attention_dropout: float = knob(0.1, "dropout of the attention probabilities", bounds="[0, 1)")
     init_method_std: float = knob(0.02, "standard deviation of the initial weights", bounds="(0, inf)")

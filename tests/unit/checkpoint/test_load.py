@@ -213,6 +213,7 @@ OTHER_MODELS = {
     "add_mlp_down_bias False there, True here": {"add_mlp_down_bias": True},
     "embedding_layernorm False there, True here": {"embedding_layernorm": True},
     "parallel_residual False there, True here": {"parallel_residual": True},
+    "localized_filtering False there, True here": {"localized_filtering": True},
     "openai_gelu False there, True here": {"openai_gelu": True},
 }
 

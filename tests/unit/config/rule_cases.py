@@ -154,6 +154,16 @@ CASES = {
         {**ROPE, "rope_scaling_type": "ntk", "rope_scaling_factor": 2, "kv_channels": 2},
         "more than 2 rotated",
     ),
+    "filtered_channels_divide_over_tensor_ranks": Case(
+        {"localized_filtering": True},
+        {"localized_filtering": True, "hidden_size": 66, "kv_channels": 8},
+        "--hidden-size 66, which must be a multiple of 2 x tp = 4",
+    ),
+    "filter_sees_the_whole_sequence": Case(
+        {"localized_filtering": True},
+        {"localized_filtering": True, "context_parallel_size": 2},
+        "--localized-filtering needs --context-parallel-size 1, not 2",
+    ),
     "positions_cover_the_sequence": Case(
         {"max_position_embeddings": 32}, {"max_position_embeddings": 31}, "--seq-length 32 is longer"
     ),

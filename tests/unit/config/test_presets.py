@@ -38,6 +38,9 @@ PARAMETERS = {
     "yayi2-30b": 30_403_337_216,
     "yi-6b": 6_061_035_520,
     "yi-34b": 34_388_917_248,
+    "yuan2-2b": 2_088_724_480,
+    "yuan2-51b": 51_842_105_344,
+    "yuan2-102b": 102_577_954_816,
     "yuren-13b": 13_065_671_680,
     "ziya-13b": 13_091_886_080,
 }
@@ -57,6 +60,8 @@ FITTED = {
     ("deepseek-67b", "laptop"): COUNTED_HEAD,
     # 28 layers in eight chunks: those with the embedding and with the head, which costs a layer, are of the small ones
     ("chatglm2-6b", "cluster-tp8-pp4"): ["--pipeline-model-parallel-layout", "Et*3|(t*4|)*2t*3|(t*4|)*2t*3|t*3L"],
+    ("yuan2-102b", "cluster-tp8-pp4"): ["--num-virtual-stages-per-pipeline-rank", "3"],
+    ("yuan2-51b", "cluster-tp8-pp4"): ["--pipeline-model-parallel-layout", "Et*5|(t*5|)*4(t*6|)*2t*5L"],
 }
 UNEVEN = {
     ("bloom-7b1", "cluster-tp8-pp4"): ((3, 4), (4, 4), (4, 4), (4, 3)),
@@ -65,6 +70,7 @@ UNEVEN = {
     ("deepseek-67b", "cluster-tp8-pp4"): ((12, 12), (12, 12), (12, 12), (12, 11)),
     ("deepseek-67b", "laptop"): ((48,), (47,)),
     ("chatglm2-6b", "cluster-tp8-pp4"): ((3, 4), (4, 4), (4, 3), (3, 3)),
+    ("yuan2-51b", "cluster-tp8-pp4"): ((5, 5), (5, 6), (5, 6), (5, 5)),
 }
 DATA = ["--data-path", "x", "--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", "t.model"]
 

@@ -11,7 +11,7 @@ from megatron_ext.parallel.world import World
 from tests.unit.model.textbook import textbook_logits
 from tests.unit.tiny import VOCAB_SIZE, tiny_components, tiny_run
 
-WITH_BLOCKS = ["attention_bias", "output_and_down_bias", "bloom", "moss", "stretched"]
+WITH_BLOCKS = ["attention_bias", "output_and_down_bias", "bloom", "moss", "stretched", "filtered"]
 
 
 def built(architecture: str, **values: object) -> PretrainGPT:
@@ -44,7 +44,7 @@ def test_gradients_are_the_textbooks(architecture: str, world: World):
         torch.testing.assert_close(parameter.grad.double(), exact[name].grad, rtol=0, atol=1e-5 * scale, msg=name)
 
 
-@pytest.mark.parametrize("architecture", ["bloom", "output_and_down_bias"])
+@pytest.mark.parametrize("architecture", ["bloom", "output_and_down_bias", "filtered"])
 def test_biases_and_the_embeddings_norm_are_not_decayed(architecture: str, world: World):
     parts = tiny_components(tiny_run(architecture), world)
     for group in parts.optimizer.param_groups:
@@ -59,7 +59,7 @@ def test_biases_and_the_embeddings_norm_are_not_decayed(architecture: str, world
     ],
     ids=["full", "selective"],
 )
-@pytest.mark.parametrize("architecture", ["moss", "bloom", "stretched", "megatron_default"])
+@pytest.mark.parametrize("architecture", ["moss", "bloom", "stretched", "megatron_default", "filtered"])
 def test_recomputation_changes_no_bit_of_the_gradient(architecture: str, values: dict, world: World):
     gradients = []
     for settings in ({}, values):

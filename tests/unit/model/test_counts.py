@@ -57,6 +57,11 @@ def shapes(model, rows):
             result[f"{layer}.{part}.weight"] = (out, inside)
             if bias:
                 result[f"{layer}.{part}.bias"] = (out,)
+        if model.localized_filtering:
+            lfa = f"{layer}.self_attention.localized_filter"
+            result |= {f"{lfa}.conv1.weight": (h, h), f"{lfa}.conv1.bias": (h // 2,)}
+            result |= {f"{lfa}.conv2.weight": (h, h), f"{lfa}.conv2.bias": (h,)}
+            result |= {f"{lfa}.norm.{name}": shape for name, shape in norm.items()}
     return result | {f"decoder.final_layernorm.{name}": shape for name, shape in norm.items()}
 
 
@@ -85,6 +90,7 @@ def count(shape):
         add_mlp_down_bias=st.booleans(),
         embedding_layernorm=st.booleans(),
         parallel_residual=st.booleans(),
+        localized_filtering=st.booleans(),
     ),
     st.integers(1, 99),
 )

@@ -65,7 +65,11 @@ def attend(model: ModelConfig, read: Mapping[str, Tensor], name: str, x: Tensor)
     b, s, _ = x.shape
     groups, hn = model.query_groups, model.head_dim
     mixed = linear(read, f"{name}.linear_qkv", x).view(b, s, groups, -1, hn)
-    query, key, value = mixed[..., :-2, :].reshape(b, s, -1, hn), mixed[..., -2, :], mixed[..., -1, :]
+    value = mixed[..., -1, :]
+    if model.localized_filtering:
+        mixed = linear(read, f"{name}.linear_qkv", filtered(model, read, f"{name}.localized_filter", x))
+        mixed = mixed.view(b, s, groups, -1, hn)
+    query, key = mixed[..., :-2, :].reshape(b, s, -1, hn), mixed[..., -2, :]
     if model.position_embedding_type == "rope":
         query, key = (turned(part.transpose(0, 1), rotary_of(model)).transpose(0, 1) for part in (query, key))
     repeat = model.heads // groups
@@ -76,6 +80,17 @@ def attend(model: ModelConfig, read: Mapping[str, Tensor], name: str, x: Tensor)
     scores = scores.masked_fill(torch.ones(s, s, dtype=torch.bool).triu(1), float("-inf"))
     out = torch.einsum("bnij,bjnd->bind", scores.softmax(-1), value).reshape(b, s, -1)
     return linear(read, f"{name}.linear_proj", out)
+
+
+def filtered(model: ModelConfig, read: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """The published form: two convolutions with weights `[out, in, 2]` over a sequence with a 0 put before it."""
+    h = x.shape[-1]
+    first = read[f"{name}.conv1.weight"].view(h // 2, 2, h).transpose(1, 2)
+    second = read[f"{name}.conv2.weight"].view(h, h // 2, 2)
+    out = x.transpose(1, 2)
+    for weight, conv in ((first, "conv1"), (second, "conv2")):
+        out = functional.conv1d(functional.pad(out, (1, 0)), weight, read[f"{name}.{conv}.bias"])
+    return norm(model, read, f"{name}.norm", x + out.transpose(1, 2))
 
 
 def rotary_of(model: ModelConfig) -> Rotary:

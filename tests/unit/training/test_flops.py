@@ -20,6 +20,8 @@ def matmul_flops(model: ModelConfig, vocab_rows: int, batch: int, seq: int) -> i
     for _ in range(model.num_layers):
         products.append((tokens, hidden, (model.heads + 2 * model.query_groups) * size))
         products.append((tokens, model.heads * size, hidden))
+        if model.localized_filtering:  # two taps each
+            products += [(tokens, hidden, hidden / 2)] * 2 + [(tokens, hidden / 2, hidden)] * 2
         products += [(tokens, hidden, model.ffn_size)] * (2 if model.swiglu else 1)
         products.append((tokens, model.ffn_size, hidden))
         for _ in range(batch * model.heads):
@@ -37,9 +39,12 @@ def test_hand_count():
 
 @pytest.mark.parametrize("swiglu", [False, True])
 @pytest.mark.parametrize("groups", [None, 1, 2])
-@pytest.mark.parametrize("channels", [None, 6])
-def test_equals_the_sum_over_all_matrix_products(swiglu: bool, groups: int | None, channels: int | None):
+@pytest.mark.parametrize(("channels", "filtered"), [(None, True), (6, False)])
+def test_equals_the_sum_over_all_matrix_products(
+    swiglu: bool, groups: int | None, channels: int | None, filtered: bool
+):
     model = shape(
+        localized_filtering=filtered,
         swiglu=swiglu,
         group_query_attention=groups is not None,
         num_query_groups=groups,
