@@ -179,4 +179,4 @@ def single_process(run: RunConfig) -> RunConfig:
 
 
 def _is_vocabulary(name: str) -> bool:
-    return name in ("embedding.word_embeddings.weight", "output_layer.weight")
+    return name in ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")

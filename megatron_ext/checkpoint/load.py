@@ -31,6 +31,7 @@ SHAPE_SETTINGS = (
     "swiglu",
     "untie_embeddings_and_output_weights",
     "norm_head",
+    "add_output_layer_bias",
     "embedding_multiplier",
     "logits_multiplier",
     "add_bias_linear",

@@ -45,6 +45,7 @@ UNMAPPED: dict[str, str] = {
     "parallel_residual": "our layer (model/parallel_residual.py)",
     "localized_filtering": "our attention (model/localized_filtering.py)",
     "untie_embeddings_and_output_weights": "GPTModel's share_embeddings_and_output_weights (model/)",
+    "add_output_layer_bias": "our output layer (model/output_layer.py)",
     "norm_head": "our output layer (model/output_layer.py)",
     "embedding_multiplier": "our GPTModel (model/gpt.py)",
     "logits_multiplier": "our output layer (model/output_layer.py)",

@@ -92,5 +92,6 @@ def parameter_counts(model: ModelConfig, vocab_rows: int, max_positions: int | N
         layer_norms=norm if model.parallel_residual else 2 * norm,
         embedding_norm=norm if model.embedding_layernorm else 0,
         final_norm=norm,
-        output_layer=vocab_rows * hidden if model.untie_embeddings_and_output_weights else 0,
+        output_layer=(vocab_rows * hidden if model.untie_embeddings_and_output_weights else 0)
+        + (vocab_rows if model.add_output_layer_bias else 0),
     )

@@ -174,6 +174,6 @@ class _FirstConvolution(ColumnParallelLinear):
 
 
 def _previous(x: Tensor, inside: Tensor | None) -> Tensor:
-    """Return each token's predecessor in `x` `[s, b, n]`; 0 before the first, and where `inside` `[s, b, 1]` is false."""
+    """Return each token's predecessor in `x` `[s, b, n]`; 0 before the first and where not `inside` `[s, b, 1]`."""
     shifted = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
     return shifted if inside is None else shifted * inside

@@ -1,4 +1,4 @@
-"""The output layer of models whose logits are more than a plain product: normalised rows, a multiplier."""
+"""The output layer of models whose logits are more than a plain product: normalised rows, a multiplier, a bias."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from megatron_ext.model.norm_head import normalized_rows
 
 
 class OutputLayer(ColumnParallelLinear):
-    """logits = (multiplier * hidden) @ weight^T, where each row of the weight may be divided by its length.
+    """logits = (multiplier * hidden) @ weight^T + bias, where each row of the weight may be divided by its length.
 
     megatron-core's layer in all else: vocabulary cut over the tensor-parallel ranks, sequence parallelism, a weight
     that is the layer's own or, with tied embeddings, the caller's. What is stored and trained is the weight as it is;
-    it is normalised anew in every forward pass (NormHead).
+    it is normalised anew in every forward pass (NormHead). The bias, where there is one, is the layer's own also with
+    tied embeddings; that of the padded rows is part of no loss and stays 0.
 
     Args:
         plain: the layer that GPTModel has built; its weight, with all its marks, becomes this layer's.
-        model: `norm_head` and `logits_multiplier`.
+        model: `norm_head`, `logits_multiplier`, and `add_output_layer_bias`, which excludes the other two.
     """
 
     def __init__(self, plain: ColumnParallelLinear, model: ModelConfig) -> None:
@@ -27,7 +28,7 @@ class OutputLayer(ColumnParallelLinear):
             plain.output_size,
             config=plain.config,
             init_method=plain.config.init_method,
-            bias=False,
+            bias=model.add_output_layer_bias,
             gather_output=plain.gather_output,
             skip_weight_param_allocation=True,
             embedding_activation_buffer=plain.embedding_activation_buffer,
@@ -63,4 +64,5 @@ class OutputLayer(ColumnParallelLinear):
 
 def output_layer_of(plain: ColumnParallelLinear, model: ModelConfig) -> ColumnParallelLinear:
     """Return the output layer that `model` asks for: `plain` itself where that is all."""
-    return OutputLayer(plain, model) if model.norm_head or model.logits_multiplier != 1.0 else plain
+    more = model.norm_head or model.logits_multiplier != 1.0 or model.add_output_layer_bias
+    return OutputLayer(plain, model) if more else plain

@@ -50,9 +50,9 @@ MODELS = {
     # a norm right after the embedding: on this rank's slice of the sequence, or before it is cut
     "bloom": f"{GPT2} --openai-gelu --embedding-layernorm --position-embedding-type alibi",
     "bloom_learned": f"{GPT2} --openai-gelu --embedding-layernorm",
-    # attention and feed-forward block on one norm, neighbouring channels turn together, one bias a branch
+    # attention and feed-forward block on one norm, neighbouring channels turn together, one bias a branch and a logit's
     "moss": f"{GPT2} --parallel-residual --disable-bias-linear --add-attention-output-bias --add-mlp-down-bias "
-    "--openai-gelu --untie-embeddings-and-output-weights --position-embedding-type rope --rotary-percent 0.5 "
+    "--add-output-layer-bias --openai-gelu --untie-embeddings-and-output-weights --position-embedding-type rope --rotary-percent 0.5 "
     "--rotary-interleaved --rope-scaling-type yarn --rope-scaling-factor 4 --original-max-position-embeddings 8",
     # queries and keys of the filtered sequence, in documents that do not see each other
     "yuan": f"{LLAMA} --num-attention-heads 12 --num-query-groups 4 --kv-channels 8 --position-embedding-type rope "

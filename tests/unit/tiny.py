@@ -51,7 +51,9 @@ ARCHITECTURES = {
         "position_embedding_type": "rope",
         "rotary_percent": 0.5,
         "rotary_interleaved": True,
+        "add_output_layer_bias": True,
     },
+    "output_bias_tied": {**MEGATRON_DEFAULT, "add_output_layer_bias": True},
     "stretched": {
         **LLAMA,
         "kv_channels": 16,

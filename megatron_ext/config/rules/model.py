@@ -121,6 +121,16 @@ def norm_head_has_a_weight_of_its_own(run: RunConfig) -> str | None:
     return "--norm-head normalises the rows of the output layer: it needs --untie-embeddings-and-output-weights"
 
 
+@rule()
+def output_bias_stands_beside_plain_products(run: RunConfig) -> str | None:
+    """No published model says whether a multiplier takes the bias in, and NormHead makes logits of directions alone."""
+    model = run.model
+    if not model.add_output_layer_bias or not (model.norm_head or model.logits_multiplier != 1.0):
+        return None
+    other = "--norm-head" if model.norm_head else f"--logits-multiplier {model.logits_multiplier:g}"
+    return f"--add-output-layer-bias and {other} exclude each other"
+
+
 @rule(needs="vocab_size padded_vocab_size")
 def padded_vocabulary_holds_the_vocabulary(run: RunConfig) -> str | None:
     """Padding only adds rows."""

@@ -83,6 +83,7 @@ class ModelConfig(Section):
     )
     embedding_multiplier: float = knob(1.0, "what the output of the embedding is multiplied by", bounds="(0, inf)")
     logits_multiplier: float = knob(1.0, "what the logits are multiplied by; TeleChat-52B: 0.03125", bounds="(0, inf)")
+    add_output_layer_bias: bool = knob(False, "a bias for each entry of the vocabulary in the output layer, as in MOSS")
     add_bias_linear: bool = knob(
         True, "biases in the attention and feed-forward projections", flag="--disable-bias-linear"
     )

@@ -214,6 +214,7 @@ OTHER_MODELS = {
     "embedding_layernorm False there, True here": {"embedding_layernorm": True},
     "parallel_residual False there, True here": {"parallel_residual": True},
     "localized_filtering False there, True here": {"localized_filtering": True},
+    "add_output_layer_bias False there, True here": {"add_output_layer_bias": True},
     "openai_gelu False there, True here": {"openai_gelu": True},
 }
 
@@ -257,7 +258,7 @@ def test_another_number_of_learned_positions_is_refused_by_name(world: World, tm
 
 
 def test_another_padding_of_the_vocabulary_is_the_same_model(world: World, tmp_path: Path):
-    for number, architecture in enumerate(("llama", "megatron_default")):
+    for number, architecture in enumerate(("llama", "megatron_default", "output_bias_tied")):
         for precision in ({}, {"bf16": True}, {"use_distributed_optimizer": True}):
             root = tmp_path / f"{number}{len(precision)}{'bf16' in precision}"
             shape = {"architecture": architecture, **precision}

@@ -357,6 +357,11 @@ CASES = {
         {"norm_head": True},
         "--norm-head .* needs --untie-embeddings-and-output-weights",
     ),
+    "output_bias_stands_beside_plain_products": Case(
+        {"add_output_layer_bias": True, "embedding_multiplier": 2.0},
+        {"add_output_layer_bias": True, "logits_multiplier": 2.0},
+        "--add-output-layer-bias and --logits-multiplier 2 exclude each other",
+    ),
     "saving_options_need_a_folder": Case({"save": "d", "save_interval": 2}, {"save_interval": 2}, "without --save"),
     "retention_needs_a_save_interval": Case(
         {"save": "d", "save_interval": 2, "keep_last": 2}, {"save": "d", "keep_last": 2}, "--save-keep-last has no"

@@ -123,7 +123,7 @@ def test_the_names_differ_from_megatron_only_where_megatron_has_none():
     ours = {s.flag for s in all_settings().values()} - set(MEGATRON_FLAGS)
     assert ours == {
         "--add-attention-output-bias", "--add-mlp-down-bias", "--add-mlp-up-bias", "--embedding-layernorm",
-        "--localized-filtering",
+        "--localized-filtering", "--add-output-layer-bias",
         "--original-max-position-embeddings", "--parallel-residual", "--rope-scaling-attention-factor",
         "--rope-scaling-beta-fast", "--rope-scaling-beta-slow", "--rope-scaling-high-freq-factor",
         "--rope-scaling-low-freq-factor", "--rope-scaling-type",

@@ -28,6 +28,7 @@ PARAMETERS = {
     "deepseek-67b": 67_425_001_472,
     "internlm-20b": 20_088_714_240,
     "internlm2-20b": 19_861_149_696,
+    "moss-moon-003": 16_717_980_160,
     "qwen-7b": 7_721_324_544,
     "qwen-72b": 72_287_920_128,
     "telechat-52b": 52_832_509_952,
@@ -62,6 +63,7 @@ FITTED = {
     ("chatglm2-6b", "cluster-tp8-pp4"): ["--pipeline-model-parallel-layout", "Et*3|(t*4|)*2t*3|(t*4|)*2t*3|t*3L"],
     ("yuan2-102b", "cluster-tp8-pp4"): ["--num-virtual-stages-per-pipeline-rank", "3"],
     ("yuan2-51b", "cluster-tp8-pp4"): ["--pipeline-model-parallel-layout", "Et*5|(t*5|)*4(t*6|)*2t*5L"],
+    ("moss-moon-003", "cluster-tp8-pp4"): ["--pipeline-model-parallel-layout", "Et*4|(t*4|)*3(t*5|)*2t*4|t*4L"],
 }
 UNEVEN = {
     ("bloom-7b1", "cluster-tp8-pp4"): ((3, 4), (4, 4), (4, 4), (4, 3)),
@@ -71,6 +73,7 @@ UNEVEN = {
     ("deepseek-67b", "laptop"): ((48,), (47,)),
     ("chatglm2-6b", "cluster-tp8-pp4"): ((3, 4), (4, 4), (4, 3), (3, 3)),
     ("yuan2-51b", "cluster-tp8-pp4"): ((5, 5), (5, 6), (5, 6), (5, 5)),
+    ("moss-moon-003", "cluster-tp8-pp4"): ((4, 5), (4, 5), (4, 4), (4, 4)),
 }
 DATA = ["--data-path", "x", "--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", "t.model"]
 

@@ -97,6 +97,10 @@ def test_bad_case_breaks_the_rule_and_says_so(name):
         ({"split": "1,-2"}, "split_is_readable"),
         ({"split": "nan"}, "split_is_readable"),
         (
+            {"add_output_layer_bias": True, "norm_head": True, "untie_embeddings_and_output_weights": True},
+            "output_bias_stands_beside_plain_products",
+        ),
+        (
             {"weight_decay_incr_style": "linear", "start_weight_decay": 0.2, "end_weight_decay": 0.1},
             "weight_decay_schedule_is_complete",
         ),

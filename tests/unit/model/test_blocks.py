@@ -11,7 +11,7 @@ from megatron_ext.parallel.world import World
 from tests.unit.model.textbook import textbook_logits
 from tests.unit.tiny import VOCAB_SIZE, tiny_components, tiny_run
 
-WITH_BLOCKS = ["attention_bias", "output_and_down_bias", "bloom", "moss", "stretched", "filtered"]
+WITH_BLOCKS = ["attention_bias", "output_and_down_bias", "bloom", "moss", "stretched", "filtered", "output_bias_tied"]
 
 
 def built(architecture: str, **values: object) -> PretrainGPT:

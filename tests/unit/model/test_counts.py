@@ -43,6 +43,8 @@ def shapes(model, rows):
         result |= {f"embedding.word_embeddings_layernorm.{name}": shape for name, shape in norm.items()}
     if model.untie_embeddings_and_output_weights:
         result["output_layer.weight"] = (rows, h)
+    if model.add_output_layer_bias:
+        result["output_layer.bias"] = (rows,)
     fc1 = 2 * f if model.swiglu else f
     for i in range(model.num_layers):
         layer = f"decoder.layers.{i}"
@@ -91,6 +93,7 @@ def count(shape):
         embedding_layernorm=st.booleans(),
         parallel_residual=st.booleans(),
         localized_filtering=st.booleans(),
+        add_output_layer_bias=st.booleans(),
     ),
     st.integers(1, 99),
 )

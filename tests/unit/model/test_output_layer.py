@@ -121,3 +121,33 @@ def test_the_kernel_that_adds_to_a_parameters_gradient_is_not_asked_for(world: W
     plain.gradient_accumulation_fusion = True
     run = tiny_run(norm_head=True)
     assert not OutputLayer(plain, run.model).gradient_accumulation_fusion
+
+
+@pytest.mark.parametrize("architecture", ["llama", "megatron_default"])
+def test_the_bias_is_added_and_learned_but_for_the_padded_rows(architecture: str, world: World):
+    model = built(architecture, add_output_layer_bias=True)
+    bias = model.output_layer.bias
+    assert bias.eq(0).all() and len(bias) == 128 and bias.tensor_model_parallel
+    assert call(model).equal(call(built(architecture)))
+    with torch.no_grad():
+        bias.copy_(torch.linspace(-1, 1, 128))
+    torch.testing.assert_close(call(model), call(built(architecture)) + bias)
+    call(model, LABELS).sum().backward()
+    exact = call(model).detach()[..., :VOCAB_SIZE].requires_grad_()
+    functional.cross_entropy(exact.flatten(0, 1), LABELS.flatten(), reduction="sum").backward()
+    torch.testing.assert_close(bias.grad[:VOCAB_SIZE], exact.grad.sum((0, 1)), rtol=1e-4, atol=1e-6)
+    assert bias.grad[VOCAB_SIZE:].eq(0).all()
+
+
+def test_max_z_loss_sees_the_bias(world: World):
+    model = built(add_output_layer_bias=True)
+    model.max_z_loss_weight = 0.5
+    with torch.no_grad():
+        model.output_layer.bias.copy_(torch.linspace(-1, 20, 128))  # a padded row has the largest logit
+    losses = call(model, LABELS)
+    torch.testing.assert_close(model.largest_logits, call(model)[..., :VOCAB_SIZE].amax(-1).detach())
+    losses.sum().backward()
+    exact = call(model).detach()[..., :VOCAB_SIZE].requires_grad_()
+    total = functional.cross_entropy(exact.flatten(0, 1), LABELS.flatten(), reduction="sum")
+    (total + 0.5 * exact.amax(-1).square().sum()).backward()
+    torch.testing.assert_close(model.output_layer.bias.grad[:VOCAB_SIZE], exact.grad.sum((0, 1)), rtol=1e-4, atol=1e-4)

@@ -35,7 +35,7 @@ def textbook_logits(model: ModelConfig, weights: Mapping[str, Tensor], tokens: T
     rows = read[f"{output}.weight"]
     if model.norm_head:
         rows = rows / rows.square().sum(-1, keepdim=True).sqrt()
-    return model.logits_multiplier * hidden @ rows.T
+    return model.logits_multiplier * hidden @ rows.T + read.get("output_layer.bias", 0)
 
 
 def norm(model: ModelConfig, read: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
