@@ -58,6 +58,15 @@ class Architecture:
         A ModelConfig field that no row, no requirement and no stated exemption knows must have its default: a new
         knob is refused here until the table says what becomes of it.
         """
+        failures = self.failures(model)
+        if failures:
+            raise ConversionError(
+                f"the model cannot be written as {self.hf_class}: " + "; ".join(failures),
+                fix="choose another --architecture; nothing was written",
+            )
+
+    def failures(self, model: Any) -> list[str]:
+        """What of `model` this architecture cannot hold, see `check_model`; empty if it holds all."""
         known = {name for row in self.config for name in row.ours} | set(self.requires) | TRAINING_ONLY
         failures = [
             f"{name} is {getattr(model, name)!r}, {self.hf_class} needs {value!r}"
@@ -70,11 +79,7 @@ class Architecture:
             for item in (dataclasses.fields(model) if dataclasses.is_dataclass(model) else ())
             if item.name not in known and getattr(model, item.name) != _default(item)
         ]
-        if failures:
-            raise ConversionError(
-                f"the model cannot be written as {self.hf_class}: " + "; ".join(failures),
-                fix="choose another --architecture; nothing was written",
-            )
+        return failures
 
     def config_entries(self, model: Any) -> dict[str, Any]:
         """The entries of config.json that describe `model` (not the vocabulary, not the special tokens)."""

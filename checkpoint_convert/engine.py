@@ -66,11 +66,11 @@ def sizes_of(model: Any, vocab_size: int, padded_vocab_size: int) -> Sizes:
 
 def bind(weights: Sequence[Row], model: Any) -> list[BoundRow]:
     """The rows that this model has, layer by layer: `{i}` rows that stand together are repeated as one block."""
-    present = [row for row in weights if not row.when or getattr(model, row.when)]
+    present = [row for row in weights if _belongs(row, model)]
     bound: list[BoundRow] = []
     block: list[Row] = []
     for row in [*present, None]:
-        if row is not None and "{i}" in row.megatron:
+        if row is not None and "{i}" in row.hf_names[0]:
             block.append(row)
             continue
         bound += [_bound(item, layer) for layer in range(model.num_layers if block else 0) for item in block]
@@ -132,6 +132,7 @@ class Conversion:
         """Raise ConversionError unless names and shapes of the training side are exactly the table's."""
         rows = self.rows()
         ends = [f"{name} (renamed to the local spec's)" for name in _clashes(source.names())]
+        rows = [row for row in rows if row.megatron]
         check_names([row.megatron for row in rows], [*_canonical(source.names()), *ends], (), "the checkpoint")
         actual = _canonical(source.names())
         for row in rows:
@@ -154,7 +155,7 @@ class Conversion:
         """Hugging Face names and tensors, one row at a time; `change` (a cast) is applied to each read tensor."""
         actual = _canonical(source.names())
         for row in self.rows():
-            tensor = source.read(actual[row.megatron])
+            tensor = source.read(actual[row.megatron]) if row.megatron else _nothing(source)
             tensor = tensor if change is None else change(tensor)
             yield from zip(row.hf, row.row.to_hf(tensor, self.sizes), strict=True)
 
@@ -165,7 +166,22 @@ class Conversion:
         for row in self.rows():
             tensors = [source.read(name) for name in row.hf]
             tensors = tensors if change is None else [change(tensor) for tensor in tensors]
-            yield row.megatron, row.row.to_megatron(tensors, self.sizes)
+            restored = row.row.to_megatron(tensors, self.sizes)
+            if row.megatron:
+                yield row.megatron, restored
+
+
+def _belongs(row: Row, model: Any) -> bool:
+    if isinstance(row.when, str):
+        return not row.when or bool(getattr(model, row.when))
+    return row.when(model)
+
+
+def _nothing(source: TensorSource) -> Tensor:
+    """An empty tensor of the type that the weights have."""
+    import torch
+
+    return torch.empty(0, dtype=source.dtype(source.names()[0]))
 
 
 def _bound(row: Row, layer: int | None) -> BoundRow:

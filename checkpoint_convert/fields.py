@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -132,46 +133,99 @@ class HeadSize:
 
 
 @dataclass(frozen=True)
-class Rope:
-    """Plain rotary positions, written in both spellings.
+class Biases:
+    """Which projections have a bias: four choices here, two keys there (LlamaConfig's).
 
-    transformers 5 reads `rope_parameters` and ignores the rest, 4.x reads `rope_theta` and `rope_scaling`: a folder
-    with one spelling loads in the other generation with base 10000 and no warning. Scaled variants are refused.
+    Where a key turns on more biases than the training model has, the others are written as zeros, and `zero_biases`,
+    a key of our own, names them, so that import leaves them out again.
     """
 
-    ours: tuple[str, ...] = ("rotary_base",)
-    theirs: tuple[str, ...] = ("rope_theta", "rope_parameters", "rope_scaling")
+    ours: tuple[str, ...] = (
+        "add_bias_linear",
+        "add_qkv_bias",
+        "add_attention_output_bias",
+        "add_mlp_up_bias",
+        "add_mlp_down_bias",
+    )
+    theirs: tuple[str, ...] = ("attention_bias", "mlp_bias", "zero_biases")
 
     def to_hf(self, model: Any) -> dict[str, Any]:
-        """The base, twice."""
-        base = float(model.rotary_base)
-        return {
-            "rope_theta": base,
-            "rope_parameters": {"rope_type": "default", "rope_theta": base},
-            "rope_scaling": None,
-        }
+        """Both keys, and the names of the projections with zeros if there are any."""
+        qkv, output, up, down = model.biased_projections
+        zeros = ["q_proj", "k_proj", "v_proj"] * (output and not qkv) + ["o_proj"] * (qkv and not output)
+        zeros += ["gate_proj", "up_proj"] * (down and not up) + ["down_proj"] * (up and not down)
+        entries = {"attention_bias": qkv or output, "mlp_bias": up or down}
+        return {**entries, "zero_biases": zeros} if zeros else entries
 
     def to_megatron(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The base from whichever spelling is there; both must agree."""
-        parameters = config.get("rope_parameters") or {}
-        for key in ("rope_parameters", "rope_scaling"):
-            given = config.get(key) or {}
-            kind = given.get("rope_type", given.get("type", "default"))
-            if kind != "default" or given.get("partial_rotary_factor", 1.0) != 1.0:
-                raise ConversionError(
-                    f"config.json: {key} = {dict(given)}",
-                    "only plain rotary positions over the whole head can be expressed here",
-                    "convert a model without position scaling",
-                )
-        bases = {float(base) for base in (config.get("rope_theta"), parameters.get("rope_theta")) if base is not None}
-        if len(bases) > 1:
-            raise ConversionError(
-                f"config.json names two rotary bases: rope_theta = {config['rope_theta']}, "
-                f"rope_parameters.rope_theta = {parameters['rope_theta']}",
-                "they must be equal",
-            )
-        base = bases.pop() if bases else 10000.0
-        return {"rotary_base": int(base) if base == int(base) else base}
+        """Four choices, or all at once."""
+        groups = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+        zeros = set(look_up(config, "zero_biases", []))
+        whole = {name for names in groups if zeros.issuperset(names) for name in names}
+        if zeros != whole:
+            raise ConversionError(f"config.json: zero_biases = {sorted(zeros)}", f"made of {groups}, each group whole")
+        keys = ("attention_bias", "attention_bias", "mlp_bias", "mlp_bias")
+        chosen = [
+            look_up(config, key, False) and names[0] not in zeros for key, names in zip(keys, groups, strict=True)
+        ]
+        single = dict(zip(self.ours[1:], chosen, strict=True))
+        return {"add_bias_linear": True} if all(chosen) else {"add_bias_linear": False, **single}
+
+
+@dataclass(frozen=True)
+class NormHead:
+    """An output layer with rows of length 1; the stored rows keep their length.
+
+    Baichuan 2's files say so by the presence of `z_loss_weight` alone, ours by `norm_head`.
+    """
+
+    ours: tuple[str, ...] = ("norm_head",)
+    theirs: tuple[str, ...] = ("norm_head", "z_loss_weight")
+
+    def to_hf(self, model: Any) -> dict[str, Any]:
+        """The switch, if it is on."""
+        return {"norm_head": True} if model.norm_head else {}
+
+    def to_megatron(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The switch."""
+        return {"norm_head": bool(look_up(config, "norm_head", config.get("z_loss_weight") is not None))}
+
+
+@dataclass(frozen=True)
+class RotaryDimension:
+    """The rotated part of a head: a share here, a number of channels there."""
+
+    heads: str
+    hidden: str
+    ours: tuple[str, ...] = ("rotary_percent",)
+    theirs: tuple[str, ...] = ("rotary_dim",)
+
+    def to_hf(self, model: Any) -> dict[str, Any]:
+        """The number of channels."""
+        return {"rotary_dim": int(model.head_dim * model.rotary_percent)}
+
+    def to_megatron(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The share, such that its product with the head size is not below the number."""
+        size = look_up(config, self.hidden) // look_up(config, self.heads)
+        channels = look_up(config, "rotary_dim", size)
+        share = channels / size
+        return {"rotary_percent": share if int(size * share) == channels else math.nextafter(share, 1.0)}
+
+
+@dataclass(frozen=True)
+class Implied:
+    """ModelConfig fields that a rule of the architecture ties to others, so that config.json need not name them."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...] = ()
+
+    def to_hf(self, model: Any) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def to_megatron(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing: the derived values are right."""
+        return {}
 
 
 @dataclass(frozen=True)

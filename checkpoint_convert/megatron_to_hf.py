@@ -253,6 +253,12 @@ def notes_of(job: Job) -> list[str]:
             "as an ALiBi model only with 40 layers, vLLM only with a hidden size other than 4096; this one has "
             f"{model.num_layers} layers and hidden size {model.hidden_size}."
         )
+    if model.norm_head:
+        notes.append(
+            "The rows of the output layer are stored as they were trained, and the model class divides them by their "
+            "length. vLLM does so too only when the vocabulary has 125696 entries, as Baichuan 2's; llama.cpp never "
+            "does."
+        )
     return notes
 
 

@@ -7,14 +7,19 @@ legend; `Sizes` turns them into numbers, so that a row can say what both sides m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from megatron_ext.errors import ConversionError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Shape = tuple[int, ...]
+
+When = str | Callable[[Any], bool]
+"""Which models have a row: those with a true ModelConfig field of this name (all, if empty), or those it is true of."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,11 @@ class Row(Protocol):
 
     @property
     def megatron(self) -> str:
-        """Name on the training side, with `{i}` for the layer."""
+        """Name on the training side, with `{i}` for the layer; empty if that side has no such tensor."""
 
     @property
-    def when(self) -> str:
-        """Name of a ModelConfig field: the row exists only when it is true; empty for always."""
+    def when(self) -> When:
+        """Which models have this row."""
 
     @property
     def hf_names(self) -> tuple[str, ...]:
@@ -83,7 +88,7 @@ class Same:
     megatron: str
     hf: str
     shape: str
-    when: str = ""
+    when: When = ""
 
     @property
     def hf_names(self) -> tuple[str, ...]:
@@ -109,16 +114,17 @@ class Same:
 
 @dataclass(frozen=True)
 class Vocab:
-    """A matrix with one row per token: padded on the training side, not on the other.
+    """A matrix with one row per token, or a vector: padded on the training side, not on the other.
 
     Megatron: `[vp, h]`, rows `v..vp-1` pad the vocabulary to a multiple and never take part in the softmax.
     Hugging Face: `[v, h]`. Export cuts the padding rows; import fills them with zeros, so only they can differ after a
-    round trip.
+    round trip. `columns` is empty for a vector (a bias).
     """
 
     megatron: str
     hf: str
-    when: str = ""
+    when: When = ""
+    columns: str = "h"
 
     @property
     def hf_names(self) -> tuple[str, ...]:
@@ -127,11 +133,11 @@ class Vocab:
 
     def megatron_shape(self, sizes: Sizes) -> Shape:
         """`[vp, h]`."""
-        return sizes.shape("vp h")
+        return sizes.shape(f"vp {self.columns}")
 
     def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
         """`[v, h]`."""
-        return (sizes.shape("v h"),)
+        return (sizes.shape(f"v {self.columns}"),)
 
     def to_hf(self, tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
         """The first `v` rows."""
@@ -152,13 +158,15 @@ class QKV:
     Megatron: `[ng * (np/ng + 2) * hn, h]`: for each query group, the rows of its np/ng queries, then of
     its key, then of its value.
     Hugging Face: query `[np*hn, h]`, key `[ng*hn, h]`, value `[ng*hn, h]`; query heads in the order of the groups.
+    `columns` is empty for the bias.
     """
 
     megatron: str
     query: str
     key: str
     value: str
-    when: str = ""
+    when: When = ""
+    columns: str = "h"
 
     @property
     def hf_names(self) -> tuple[str, ...]:
@@ -167,11 +175,12 @@ class QKV:
 
     def megatron_shape(self, sizes: Sizes) -> Shape:
         """`[(np + 2*ng) * hn, h]`."""
-        return _packed_shape(sizes)
+        return (_packed_shape(sizes)[0], *sizes.shape(self.columns))
 
     def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
         """`[np*hn, h]`, `[ng*hn, h]`, `[ng*hn, h]`."""
-        return (sizes.shape("np*hn h"), sizes.shape("ng*hn h"), sizes.shape("ng*hn h"))
+        query, key = (sizes.shape(f"{heads}*hn {self.columns}") for heads in ("np", "ng"))
+        return (query, key, key)
 
     def to_hf(self, tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
         """Queries, keys and values, each gathered over the groups."""
@@ -192,7 +201,7 @@ class PackedQKV:
 
     megatron: str
     hf: str
-    when: str = ""
+    when: When = ""
 
     @property
     def hf_names(self) -> tuple[str, ...]:
@@ -223,13 +232,14 @@ class Gated:
     """The first projection of a gated MLP: one matrix on the training side, two on the other.
 
     Megatron: `[2*f, h]`: all gate rows (through SiLU), then all up rows.
-    Hugging Face: gate `[f, h]`, up `[f, h]`.
+    Hugging Face: gate `[f, h]`, up `[f, h]`. `columns` is empty for the bias.
     """
 
     megatron: str
     gate: str
     up: str
-    when: str = ""
+    when: When = ""
+    columns: str = "h"
 
     @property
     def hf_names(self) -> tuple[str, ...]:
@@ -238,11 +248,11 @@ class Gated:
 
     def megatron_shape(self, sizes: Sizes) -> Shape:
         """`[2*f, h]`."""
-        return sizes.shape("2*f h")
+        return sizes.shape(f"2*f {self.columns}")
 
     def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
         """`[f, h]` twice."""
-        return (sizes.shape("f h"), sizes.shape("f h"))
+        return (sizes.shape(f"f {self.columns}"), sizes.shape(f"f {self.columns}"))
 
     def to_hf(self, tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
         """The upper half and the lower half."""
@@ -251,6 +261,86 @@ class Gated:
     def to_megatron(self, tensors: Sequence[Tensor], sizes: Sizes) -> Tensor:
         """Gate over up."""
         return _stack(*tensors)
+
+
+@dataclass(frozen=True)
+class BlockedQVK:
+    """The attention input projection in four blocks, as CodeGen has it, whose training ran on four ranks.
+
+    Megatron: `[3 * np * hn, h]` as in `QKV`, each query with a key and value of its own.
+    Hugging Face: `[3 * np * hn, h]`: for each quarter of the heads the rows of its queries, its values, its keys.
+    """
+
+    megatron: str
+    hf: str
+    when: When = ""
+
+    @property
+    def hf_names(self) -> tuple[str, ...]:
+        """The one name."""
+        return (self.hf,)
+
+    def megatron_shape(self, sizes: Sizes) -> Shape:
+        """`[3 * np * hn, h]`."""
+        return sizes.shape("3*np*hn h")
+
+    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
+        """`[3 * np * hn, h]`."""
+        return (sizes.shape("3*np*hn h"),)
+
+    def to_hf(self, tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+        """Rows of head, kind (query, key, value) to rows of quarter, kind (query, value, key), head."""
+        rows = tensor.reshape(4, -1, 3, sizes.hn, sizes.h)[:, :, [0, 2, 1]]
+        return (rows.transpose(1, 2).reshape(-1, sizes.h),)
+
+    def to_megatron(self, tensors: Sequence[Tensor], sizes: Sizes) -> Tensor:
+        """The way back."""
+        rows = tensors[0].reshape(4, 3, -1, sizes.hn, sizes.h)[:, [0, 2, 1]]
+        return rows.transpose(1, 2).reshape(-1, sizes.h)
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Biases that the class on the other side has and the training model has not: export writes zeros.
+
+    Megatron: nothing. Hugging Face: a vector of each of `hf`, of the size that stands at its place in `sizes`.
+    """
+
+    hf: tuple[str, ...]
+    sizes: tuple[str, ...]
+    when: When = ""
+    megatron: str = ""
+
+    @property
+    def hf_names(self) -> tuple[str, ...]:
+        """The names."""
+        return self.hf
+
+    def megatron_shape(self, sizes: Sizes) -> Shape:
+        """Of nothing."""
+        return ()
+
+    def hf_shapes(self, sizes: Sizes) -> tuple[Shape, ...]:
+        """One number each."""
+        return tuple(sizes.shape(letters) for letters in self.sizes)
+
+    def to_hf(self, tensor: Tensor, sizes: Sizes) -> tuple[Tensor, ...]:
+        """Zeros of the dtype and on the device of `tensor`."""
+        return tuple(tensor.new_zeros(shape) for shape in self.hf_shapes(sizes))
+
+    def to_megatron(self, tensors: Sequence[Tensor], sizes: Sizes) -> Tensor:
+        """Nothing, `[0]`.
+
+        Raises:
+            ConversionError: a number that is not 0 would be lost.
+        """
+        for name, tensor in zip(self.hf, tensors, strict=True):
+            if tensor.any():
+                raise ConversionError(
+                    f"{name} is not zero, but config.json says so in zero_biases",
+                    fix="remove zero_biases from config.json: the biases then become part of the model",
+                )
+        return tensors[0][:0]
 
 
 def split_groups(tensor: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:

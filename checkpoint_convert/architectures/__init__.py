@@ -7,17 +7,23 @@ from typing import Any
 
 from checkpoint_convert.architecture import Architecture
 from checkpoint_convert.architectures.baichuan import BAICHUAN
+from checkpoint_convert.architectures.bloom import BLOOM
+from checkpoint_convert.architectures.codegen import CODEGEN
 from checkpoint_convert.architectures.llama import LLAMA
+from checkpoint_convert.architectures.qwen2 import QWEN2
 from megatron_ext.errors import ConversionError
 
-ARCHITECTURES: dict[str, Architecture] = {item.name: item for item in (LLAMA, BAICHUAN)}
+ARCHITECTURES: dict[str, Architecture] = {item.name: item for item in (LLAMA, QWEN2, BAICHUAN, BLOOM, CODEGEN)}
+"""The first that can hold a model is chosen. Biases of queries, keys and values alone go to Llama, with zeros for the
+output's: transformers 5 reads every tokenizer beside a Qwen2ForCausalLM as Qwen's own, whatever its file says."""
 
 
 def architecture_for_model(model: Any, name: str = "auto") -> Architecture:
-    """The architecture that `--architecture` names, or the first that needs this model's kind of positions.
+    """The architecture that `--architecture` names, or the first that can hold this model.
 
     Raises:
-        ConversionError: no such name, or no architecture has these positions, or the chosen one cannot hold the model.
+        ConversionError: no such name, or no architecture has these positions, or none can hold the model: then what
+            the nearest one lacks.
     """
     if name == "auto":
         kind = model.position_embedding_type
@@ -28,7 +34,7 @@ def architecture_for_model(model: Any, name: str = "auto") -> Architecture:
                 f"position_embedding_type is {kind!r}: no architecture to export to",
                 f"the exported kinds are {', '.join(kinds)}",
             )
-        chosen = able[0]
+        chosen = min(able, key=lambda item: len(item.failures(model)))
     elif name in ARCHITECTURES:
         chosen = ARCHITECTURES[name]
     else:

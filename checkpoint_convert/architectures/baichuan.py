@@ -1,4 +1,6 @@
-"""BaichuanForCausalLM as Baichuan-13B has it: ALiBi, RMSNorm, SwiGLU, one fused W_pack, no biases.
+"""BaichuanForCausalLM as Baichuan-13B and Baichuan2-13B have it: ALiBi, RMSNorm, SwiGLU, one fused W_pack, no biases.
+
+Baichuan 2 adds NormHead: the stored rows of the head keep their length, and the class divides by it.
 
 No class inside transformers holds this combination, so the export ships our own modelling files.
 """
@@ -6,24 +8,14 @@ No class inside transformers holds this combination, so the export ships our own
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from checkpoint_convert.architecture import Architecture
 from checkpoint_convert.architectures.llama import OURS, THEIRS, UNTIED
-from checkpoint_convert.fields import Constant, Field, HeadSize, Negated, QueryGroups, Written
+from checkpoint_convert.architectures.shared_rules import one_key_per_query
+from checkpoint_convert.fields import Constant, Field, HeadSize, Negated, NormHead, QueryGroups, Written
 from checkpoint_convert.rows import Gated, PackedQKV, Same, Vocab
 
 MODELING = Path(__file__).resolve().parent.parent / "modeling"
-
-
-def one_key_per_query(model: Any) -> str:
-    """W_pack holds as many keys as queries."""
-    if model.query_groups == model.num_attention_heads:
-        return ""
-    return (
-        f"num_query_groups is {model.query_groups}, BaichuanForCausalLM needs num_attention_heads "
-        f"= {model.num_attention_heads}"
-    )
 
 
 BAICHUAN = Architecture(
@@ -56,6 +48,7 @@ BAICHUAN = Architecture(
         Field("layernorm_epsilon", "rms_norm_eps", default=1e-6),
         Field("init_method_std", "initializer_range", default=0.02),
         Negated(UNTIED, "tie_word_embeddings", default=False),
+        NormHead(),
         Constant("hidden_act", "silu"),
         Written("use_cache", True),
         Written(
@@ -73,10 +66,9 @@ BAICHUAN = Architecture(
         "add_bias_linear": False,
         "add_qkv_bias": False,
     },
-    rules=(one_key_per_query,),
+    rules=(one_key_per_query("BaichuanForCausalLM"),),
     foreign={
         "quantization_config": "quantised weights cannot be imported",
-        "z_loss_weight": "this is a Baichuan 2 model, whose output layer is normalised; it is not a plain linear head",
         "max_position_embeddings": "this is a Baichuan model with rotary positions, not with ALiBi",
     },
     own_files=(MODELING / "configuration_baichuan.py", MODELING / "modeling_baichuan.py"),

@@ -12,6 +12,7 @@ class BaichuanConfig(PretrainedConfig):
 
     Args:
         head_dim: size of one head; `hidden_size / num_attention_heads` when absent, as in the published models.
+        norm_head: divide each row of the output layer's weight by its length before the product (Baichuan 2).
         model_max_length: longest sequence of training, in tokens; ALiBi itself has no limit.
         others: as in transformers' LlamaConfig.
     """
@@ -36,6 +37,7 @@ class BaichuanConfig(PretrainedConfig):
         bos_token_id: int | None = 1,
         eos_token_id: int | list[int] | None = 2,
         tie_word_embeddings: bool = False,
+        norm_head: bool = False,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -48,6 +50,7 @@ class BaichuanConfig(PretrainedConfig):
         self.model_max_length = model_max_length
         self.initializer_range = initializer_range
         self.rms_norm_eps = rms_norm_eps
+        self.norm_head = norm_head
         self.use_cache = use_cache
         kwargs |= {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
         kwargs["tie_word_embeddings"] = tie_word_embeddings

@@ -248,7 +248,11 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        hidden = outputs.last_hidden_state[:, kept, :]
+        if self.config.norm_head:
+            logits = functional.linear(hidden, unit_rows(self.lm_head.weight))
+        else:
+            logits = self.lm_head(hidden)
         loss = None
         if labels is not None:
             loss = next_token_loss(logits, labels, kwargs.get("num_items_in_batch"))
@@ -258,6 +262,11 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
+
+
+def unit_rows(weight: Tensor) -> Tensor:
+    """NormHead: each row of `[v, h]` divided by its length, in fp32. Source: arXiv:2309.10305, appendix B."""
+    return functional.normalize(weight.float(), dim=-1).to(weight.dtype)
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:

@@ -52,8 +52,9 @@ MODELS = {
     "bloom_learned": f"{GPT2} --openai-gelu --embedding-layernorm",
     # attention and feed-forward block on one norm, neighbouring channels turn together, one bias a branch and a logit's
     "moss": f"{GPT2} --parallel-residual --disable-bias-linear --add-attention-output-bias --add-mlp-down-bias "
-    "--add-output-layer-bias --openai-gelu --untie-embeddings-and-output-weights --position-embedding-type rope --rotary-percent 0.5 "
-    "--rotary-interleaved --rope-scaling-type yarn --rope-scaling-factor 4 --original-max-position-embeddings 8",
+    "--add-output-layer-bias --openai-gelu --untie-embeddings-and-output-weights --position-embedding-type rope "
+    "--rotary-percent 0.5 --rotary-interleaved --rope-scaling-type yarn --rope-scaling-factor 4 "
+    "--original-max-position-embeddings 8",
     # queries and keys of the filtered sequence, in documents that do not see each other
     "yuan": f"{LLAMA} --num-attention-heads 12 --num-query-groups 4 --kv-channels 8 --position-embedding-type rope "
     "--localized-filtering --init-method-std 0.1 --reset-attention-mask",

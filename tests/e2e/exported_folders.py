@@ -9,7 +9,18 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = ("llama", "llama_tied", "baichuan", "baichuan_tied")
+CASES = (
+    "llama",
+    "llama_tied",
+    "telechat",
+    "yarn",
+    "qwen2",
+    "baichuan",
+    "baichuan_tied",
+    "baichuan2",
+    "bloom_tied",
+    "codegen",
+)
 EXPORT = "checkpoint_convert/megatron_to_hf.py"
 IMPORT = "checkpoint_convert/hf_to_megatron.py"
 

@@ -1,6 +1,6 @@
 """Write checkpoints of small models with random weights, and the tokenizer that they were "trained" with.
 
-python -m tests.e2e.random_checkpoint OUT CASE ...       CASE: llama, llama_tied, baichuan, baichuan_tied
+python -m tests.e2e.random_checkpoint OUT CASE ...       CASE: a model of test_laws.py, also with _tied
 """
 
 from __future__ import annotations

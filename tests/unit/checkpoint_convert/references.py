@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from tests.unit.model.test_counts import shapes
+
 
 class MemorySource:
     """Tensors in a dictionary with the interface of a full checkpoint."""
@@ -32,30 +34,14 @@ class MemorySource:
 
 
 def random_weights(model, vocab_size: int, padded: int, seed: int = 0, dtype=torch.float32) -> dict[str, Tensor]:
-    """Weights under the names and in the shapes of megatron-core's local layer spec."""
+    """Weights under the names and in the shapes of megatron-core's local layer spec; the padded rows are zeros."""
     draw = torch.Generator().manual_seed(seed)
-    h, f, hn = model.hidden_size, model.ffn_size, model.head_dim
-    np_, ng = model.num_attention_heads, model.query_groups
-
-    def normal(*shape: int, mean: float = 0.0) -> Tensor:
-        return (torch.randn(shape, generator=draw) * 0.3 + mean).to(dtype)
-
-    def vocabulary() -> Tensor:
-        rows = normal(padded, h)
-        rows[vocab_size:] = 0
-        return rows
-
-    weights = {"embedding.word_embeddings.weight": vocabulary(), "decoder.final_layernorm.weight": normal(h, mean=1.0)}
-    for i in range(model.num_layers):
-        layer = f"decoder.layers.{i}."
-        weights[layer + "input_layernorm.weight"] = normal(h, mean=1.0)
-        weights[layer + "self_attention.linear_qkv.weight"] = normal((np_ + 2 * ng) * hn, h)
-        weights[layer + "self_attention.linear_proj.weight"] = normal(h, np_ * hn)
-        weights[layer + "pre_mlp_layernorm.weight"] = normal(h, mean=1.0)
-        weights[layer + "mlp.linear_fc1.weight"] = normal(2 * f, h)
-        weights[layer + "mlp.linear_fc2.weight"] = normal(h, f)
-    if model.untie_embeddings_and_output_weights:
-        weights["output_layer.weight"] = vocabulary()
+    weights = {}
+    for name, shape in shapes(model, padded).items():
+        is_norm = "norm" in name and name.endswith(".weight")
+        weights[name] = (torch.randn(shape, generator=draw) * 0.3 + (1.0 if is_norm else 0.0)).to(dtype)
+        if shape[0] == padded:
+            weights[name][vocab_size:] = 0
     return weights
 
 

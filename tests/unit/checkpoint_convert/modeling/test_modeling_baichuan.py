@@ -127,3 +127,17 @@ def test_half_precision_stays_near_the_exact_logits_at_long_distances():
     exact = model(ids).logits
     rounded = model.to(torch.bfloat16)(ids).logits.float()
     assert (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@torch.no_grad()
+def test_norm_head_sees_directions_only_and_is_kept_by_saving(tmp_path):
+    model = model_of(norm_head=True)
+    plain = model_of()
+    plain.load_state_dict(model.state_dict())
+    lengths = model.lm_head.weight.norm(dim=-1)
+    assert torch.allclose(model(IDS).logits, plain(IDS).logits / lengths, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    again = BaichuanForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight) and torch.equal(again(IDS).logits, model(IDS).logits)
+    model.lm_head.weight.mul_(torch.logspace(-1, 1, 61)[:, None])
+    assert torch.allclose(model(IDS).logits, again(IDS).logits, atol=1e-5)
