@@ -32,6 +32,8 @@ INSTALL_REQUIRES = [
     "safetensors>=0.5",
     "tensorboard>=2.16",
     "pyyaml>=6",
+    # only for process groups of several optimizer instances, inside megatron-core
+    "einops>=0.8",
     "tqdm>=4.66",
     "orjson>=3.10",
     "psutil>=5.9",

@@ -106,7 +106,7 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "fully sharded data parallelism is not supported; --use-distributed-optimizer shards the optimizer state",
         "--use-megatron-fsdp --use-torch-fsdp2 --torch-fsdp2-* --fsdp-* --data-parallel-sharding-strategy "
         "--outer-dp-sharding-strategy --enable-full-sharding-in-hsdp --suggested-communication-unit-size "
-        "--keep-fp8-transpose-cache --no-strict-fsdp-dtensor-load --num-distributed-optimizer-instances",
+        "--keep-fp8-transpose-cache --no-strict-fsdp-dtensor-load",
     ),
     (
         "the communication schedule is chosen from the device and the layout",

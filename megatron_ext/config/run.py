@@ -173,6 +173,26 @@ class RunConfig:
         """Micro-batches of each data-parallel rank in one step once any ramp-up is over."""
         return self.global_batch_size // self.batch_unit
 
+    def summed_run_at(self, consumed_samples: int) -> int:
+        """Micro-batches whose gradients --deterministic-data-parallel sums one after the other, before it goes in pairs.
+
+        The micro-batches of all ranks are counted, so the number does not depend on how many ranks there are.
+        """
+        micro_batches = self.global_batch_size_at(consumed_samples) // (self.train.micro_batch_size or 1)
+        parts = self.parallel.deterministic_data_parallel_parts or micro_batches & -micro_batches
+        return micro_batches // parts
+
+    @property
+    def gradient_bucket_size(self) -> int | None:
+        """Parameters in one gradient bucket; None where all gradients of a model chunk are one.
+
+        The default is that of megatron-core 0.16.1 (distributed_data_parallel.py) as Baichuan 2's report and others
+        use it: more ranks cut a bucket into more messages, which must stay long enough for the network.
+        """
+        if not self.parallel.overlap_grad_reduce:
+            return None
+        return self.parallel.ddp_bucket_size or max(40_000_000, 1_000_000 * self.data_parallel_size)
+
     @property
     def total_train_iters(self) -> int:
         """Optimizer steps of the whole run; for --train-samples (-tokens), the full batches that fit, with ramp-up."""

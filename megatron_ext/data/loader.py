@@ -34,6 +34,7 @@ class LoaderConfig:
         record: told the sample ids of every micro-batch as it is handed out, not as it is read ahead.
         seq_length: consumed samples -> length of the sequences that the samples of the next global batch are cut
             into, a pure function, asked ahead of time; None leaves samples whole.
+        consecutive: a rank takes consecutive micro-batches of a global batch, not every dp-th.
     """
 
     micro_batch_size: int
@@ -46,6 +47,7 @@ class LoaderConfig:
     document_starts: bool = False
     record: Callable[[list[int]], None] | None = None
     seq_length: Callable[[int], int] | None = None
+    consecutive: bool = False
 
 
 class MicroBatches:
@@ -220,7 +222,10 @@ class _Batches:
             size = self._global_batch_size(consumed)
             ids = self._view.sample_ids(consumed, size)
             seq_length = None if config.seq_length is None else config.seq_length(consumed)
-            for micro in micro_batch_ids(ids, config.micro_batch_size, config.dp_rank, config.dp_size):
+            mine = micro_batch_ids(
+                ids, config.micro_batch_size, config.dp_rank, config.dp_size, config.consecutive
+            )
+            for micro in mine:
                 self._ahead.append((micro, seq_length))
                 yield micro
             consumed += size

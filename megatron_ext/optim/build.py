@@ -55,10 +55,10 @@ def build_optimizer(run: RunConfig, chunks: list[DistributedDataParallel]) -> Me
             ),
             data_parallel_group_gloo=None,
             data_parallel_group_idx=parallel_state.get_model_parallel_group().rank(),
-            distributed_optimizer_instance_id=0,
+            distributed_optimizer_instance_id=_instance_id(run),
         )
-        # every rank of the world holds a different slice of the gradients
-        optimizer.grad_stats_parallel_group = torch.distributed.group.WORLD
+        # every rank of an instance holds a different slice of the gradients; the only instance is the world
+        optimizer.grad_stats_parallel_group = parallel_state.get_intra_distributed_optimizer_instance_group()
     else:
         half = run.train.bf16 or run.train.fp16
         optimizer = (
@@ -70,6 +70,12 @@ def build_optimizer(run: RunConfig, chunks: list[DistributedDataParallel]) -> Me
     optimizer.tp_group = parallel_state.get_tensor_model_parallel_group()
     optimizer.optimizer.init_state()
     return optimizer
+
+
+def _instance_id(run: RunConfig) -> int:
+    if run.parallel.num_distributed_optimizer_instances == 1:
+        return 0
+    return int(parallel_state.get_inter_distributed_optimizer_instance_group().rank())
 
 
 def _update_rule(run: RunConfig, groups: list[dict[str, Any]]) -> UpdateRule:

@@ -7,11 +7,16 @@ every weight.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32, get_grad_norm_fp32
 from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
+from megatron.core.transformer.module import param_is_not_shared
 
 
 class Update(NamedTuple):
@@ -23,7 +28,9 @@ class Update(NamedTuple):
 
 
 @torch.no_grad()
-def update_or_skip(optimizer: MegatronOptimizer, loss: float) -> Update:
+def update_or_skip(
+    optimizer: MegatronOptimizer, loss: float, whole: Sequence[torch.nn.Parameter] | None = None
+) -> Update:
     """Clip the reduced gradients and update the parameters, unless anything is NaN or infinite on any rank.
 
     A skipped update leaves parameters and optimizer state as they are, bit for bit; only a dynamic loss scale moves.
@@ -34,10 +41,14 @@ def update_or_skip(optimizer: MegatronOptimizer, loss: float) -> Update:
     Args:
         optimizer: built by `optim.build`; the gradients of the global batch are in its buffers.
         loss: of the global batch, as this rank knows it.
+        whole: this rank's trained parameters, each with its whole gradient in `main_grad`; the norm is then taken of
+            these, in an order that does not depend on the data-parallel ranks, and not of slices.
     """
+    # before the gradients are prepared, which unscales them, and which of them in place depends on the optimizer
+    whole_norm = None if whole is None else whole_gradient_norm(optimizer, whole, math.isfinite(loss))
     if optimizer.prepare_grads():
         return Update(made=False)  # an overflow of the scaled gradients
-    grad_norm = gradient_norm(optimizer, math.isfinite(loss))
+    grad_norm = gradient_norm(optimizer, math.isfinite(loss)) if whole_norm is None else whole_norm
     if not math.isfinite(grad_norm):
         return Update(made=False, grad_norm=grad_norm)
     clip, parameters = optimizer.config.clip_grad, optimizer.get_parameters()
@@ -62,3 +73,30 @@ def gradient_norm(optimizer: MegatronOptimizer, loss_is_finite: bool) -> float:
     verdict = torch.where(torch.stack(finite).all(), 0.0, math.nan).float().view(1)
     group = optimizer.get_grad_stats_parallel_group()
     return float(get_grad_norm_fp32([*counted, verdict], grad_stats_parallel_group=group))
+
+
+def whole_gradient_norm(
+    optimizer: MegatronOptimizer, parameters: Sequence[torch.nn.Parameter], loss_is_finite: bool
+) -> float:
+    """Return the global L2 norm of unprepared whole gradients, as `gradient_norm` does of prepared ones.
+
+    The norms of the parameters (fp32) are squared and added in fp64, in the order of the parameters, then of the
+    ranks. Collective over the model-parallel group.
+
+    Args:
+        optimizer: its loss scale is divided out.
+        parameters: the same ones on every data-parallel rank.
+        loss_is_finite: whether this rank knows of a loss that is not.
+    """
+    group, tp_group = parallel_state.get_model_parallel_group(), parallel_state.get_tensor_model_parallel_group()
+    scale = optimizer.get_loss_scale()
+    total = torch.zeros(1, dtype=torch.float64, device=scale.device)
+    finite = torch.tensor(loss_is_finite, device=scale.device)
+    for parameter in parameters:
+        norm = torch.linalg.vector_norm(parameter.main_grad, dtype=torch.float32)
+        if param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter, tp_group):
+            total += norm.double().square()
+        finite &= norm.isfinite()
+    every = total.new_empty(group.size())
+    dist.all_gather_into_tensor(every, torch.where(finite, total, math.nan), group=group)
+    return math.sqrt(sum(every.tolist())) / scale.item()

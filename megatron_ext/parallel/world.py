@@ -91,6 +91,7 @@ def start_model_parallel(run: RunConfig, platform: Platform) -> None:
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=run.virtual_pipeline_model_parallel_size,
         context_parallel_size=parallel.context_parallel_size,
+        num_distributed_optimizer_instances=parallel.num_distributed_optimizer_instances,
         distributed_timeout_minutes=parallel.distributed_timeout_minutes,
         # gloo twins of the data-parallel groups are only of use beside NCCL; on gloo the groups are gloo already
         create_gloo_process_groups=platform.backend != "gloo",

@@ -15,6 +15,7 @@ from megatron_ext.config.to_core import ddp_config
 from megatron_ext.model.gpt import PretrainGPT, build_model
 from megatron_ext.optim.build import build_optimizer
 from megatron_ext.optim.freeze import freeze_parameters
+from megatron_ext.parallel.ordered import OrderedDataParallel
 from megatron_ext.parallel.world import World
 from megatron_ext.training.schedule import Schedule, schedule_settings
 
@@ -89,8 +90,9 @@ def assemble(
 
 def wrap_data_parallel(run: RunConfig, models: list[PretrainGPT]) -> list[DistributedDataParallel]:
     """Give each model chunk its gradient buffers; buckets of later chunks are reduced as one (Megatron-LM's rule)."""
+    wrapper = OrderedDataParallel if run.parallel.deterministic_data_parallel else DistributedDataParallel
     return [
-        DistributedDataParallel(model.config, ddp_config(run), model, disable_bucketing=index > 0)
+        wrapper(model.config, ddp_config(run), model, disable_bucketing=index > 0)
         for index, model in enumerate(models)
     ]
 

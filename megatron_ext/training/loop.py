@@ -67,7 +67,7 @@ def train(parts: Components, state: TrainState, conditions: StopConditions) -> N
     """
     run = parts.run
     save = SaveOnce(parts) if run.checkpoint.save else None
-    samples = StepSamples() if run.logging.log_sample_ids else None
+    samples = StepSamples(run.parallel.deterministic_data_parallel) if run.logging.log_sample_ids else None
     hook_parts = HookParts(
         run=run,
         start=state,

@@ -52,6 +52,7 @@ def open_readers(
         reset_position_ids=run.data.reset_position_ids,
         document_starts=reads_documents,
         seq_length=seq_length,
+        consecutive=run.parallel.deterministic_data_parallel,
     )
     with ExitStack() as stack:
         readers: Readers = []

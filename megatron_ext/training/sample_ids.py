@@ -7,9 +7,14 @@ from megatron.core import parallel_state
 
 
 class StepSamples:
-    """Collects the sample ids of this rank's micro-batches from step to step."""
+    """Collects the sample ids of this rank's micro-batches from step to step.
 
-    def __init__(self) -> None:
+    Args:
+        consecutive: as `micro_batch_ids` was told.
+    """
+
+    def __init__(self, consecutive: bool = False) -> None:
+        self._consecutive = consecutive
         self._micro_batches: list[list[int]] = []
 
     def record(self, ids: list[int]) -> None:
@@ -25,9 +30,11 @@ class StepSamples:
         group = parallel_state.get_data_parallel_group()
         ranks: list[list[list[int]]] = [[] for _ in range(dist.get_world_size(group))]
         dist.all_gather_object(ranks, mine, group=group)
-        return global_batch(ranks)
+        return global_batch(ranks, self._consecutive)
 
 
-def global_batch(ranks: list[list[list[int]]]) -> list[int]:
+def global_batch(ranks: list[list[list[int]]], consecutive: bool = False) -> list[int]:
     """The ids of a global batch from those of each rank's micro-batches: the inverse of `micro_batch_ids`."""
+    if consecutive:
+        return [sample for micro_batches in ranks for ids in micro_batches for sample in ids]
     return [sample for micro_batches in zip(*ranks, strict=True) for ids in micro_batches for sample in ids]

@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel.layers import param_is_not_tensor_parallel_du
 
 from megatron_ext import log
 from megatron_ext.optim.update import Update, update_or_skip
+from megatron_ext.parallel.ordered import OrderedDataParallel
 from megatron_ext.parallel.world import World
 from megatron_ext.training.components import Components
 from megatron_ext.training.forward import Batch, forward_step
@@ -57,15 +58,13 @@ def train_step(parts: Components, state: TrainState, readers: Readers) -> StepRe
     global_batch_size = parts.run.global_batch_size_at(state.consumed_samples)
     seq_length = parts.run.seq_length_at(state.consumed_samples)
     seed_step(parts.world, train.seed, state.iteration)
-    for chunk in parts.chunks:
-        chunk.zero_grad_buffer()
-    parts.optimizer.zero_grad()
+    clear_gradients(parts, state)
     rate = set_rates(parts.optimizer.param_groups, parts.schedule, state.schedule_step)
     loss_sum, counted_tokens, sources, squared_logits = forward_backward(
         parts, readers, global_batch_size, forward_only=False, seq_length=seq_length
     )
     if counted_tokens:
-        update = update_or_skip(parts.optimizer, loss_sum)
+        update = update_or_skip(parts.optimizer, loss_sum, whole_gradients(parts))
     else:
         log.warn(
             f"iteration {state.iteration + 1} has no learned token in its {global_batch_size} samples: update skipped"
@@ -94,6 +93,26 @@ def train_step(parts: Components, state: TrainState, readers: Readers) -> StepRe
     return result
 
 
+def clear_gradients(parts: Components, state: TrainState) -> None:
+    """Set all gradients to zero and say how many micro-batches come; rank-local."""
+    for chunk in parts.chunks:
+        chunk.zero_grad_buffer()
+        if isinstance(chunk, OrderedDataParallel):
+            consumed = state.consumed_samples
+            chunk.expect(parts.run.num_microbatches_at(consumed), parts.run.summed_run_at(consumed))
+    parts.optimizer.zero_grad()
+
+
+def whole_gradients(parts: Components) -> list[torch.nn.Parameter] | None:
+    """The trained parameters of this rank, where each has its whole gradient on every data-parallel rank.
+
+    That is said of --deterministic-data-parallel only; otherwise None.
+    """
+    if not parts.run.parallel.deterministic_data_parallel:
+        return None
+    return [parameter for model in parts.models for parameter in model.parameters() if parameter.requires_grad]
+
+
 def forward_backward(
     parts: Components, readers: Readers, global_batch_size: int, forward_only: bool, seq_length: int | None = None
 ) -> BatchLoss:
@@ -114,16 +133,20 @@ def forward_backward(
         micro_batch_size=train.micro_batch_size * (train.seq_length // length),
         forward_only=forward_only,
     )
-    return sum_reports(reports, parts.world, 0 if forward_only else parts.num_sources)
+    ordered = parts.run.parallel.deterministic_data_parallel
+    return sum_reports(reports, parts.world, 0 if forward_only else parts.num_sources, ordered)
 
 
-def sum_reports(reports: list[dict[str, torch.Tensor]], world: World, num_sources: int = 0) -> BatchLoss:
+def sum_reports(
+    reports: list[dict[str, torch.Tensor]], world: World, num_sources: int = 0, ordered: bool = False
+) -> BatchLoss:
     """Return summed loss and counted tokens of all micro-batches, data- and context-parallel ranks, on every rank.
 
     Args:
         reports: of this rank's micro-batches; none on stages without a loss.
         world: this rank among all.
         num_sources: k, for totals per source; 0 for none.
+        ordered: add micro-batch after micro-batch of the global batch, of which rank r has the r-th part.
     """
     total = torch.zeros(3 + 3 * num_sources, dtype=torch.float64, device=world.device)
     for report in reports:
@@ -133,6 +156,8 @@ def sum_reports(reports: list[dict[str, torch.Tensor]], world: World, num_source
     if reports and num_sources:
         add_by_source(reports, total[3:].view(3, num_sources), world)
     own_loss = total[0].clone()
+    if ordered and reports:
+        total[:3] = _sum_in_order(reports, world)
     dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if world.grid.pp_size > 1:
         source = parallel_state.get_pipeline_model_parallel_last_rank()
@@ -142,6 +167,17 @@ def sum_reports(reports: list[dict[str, torch.Tensor]], world: World, num_source
         log.info_any_rank(f"rank {world.rank}: the loss of its own micro-batches is {own_loss.item()}")
     sources = SourceTotals(np.array(sums).astype(np.int64).reshape(3, num_sources)) if num_sources else None
     return BatchLoss(loss, counted, sources, squared_logits)
+
+
+def _sum_in_order(reports: list[dict[str, torch.Tensor]], world: World) -> torch.Tensor:
+    """Return the sums over all micro-batches, fp64 `[3]`, on the first data-parallel rank and zeros on the others."""
+    rows = torch.zeros(len(reports), 3, dtype=torch.float64, device=world.device)
+    for row, report in zip(rows, reports, strict=True):
+        row[:2] = report["loss and tokens"]
+        row[2] = report.get("squared logits", 0.0)
+    every = rows.new_empty(world.grid.dp_size * len(reports), 3)
+    dist.all_gather_into_tensor(every, rows, group=parallel_state.get_data_parallel_group())
+    return every.sum(0) if world.at.dp_rank == 0 else rows.new_zeros(3)
 
 
 def add_by_source(reports: list[dict[str, torch.Tensor]], totals: torch.Tensor, world: World) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from megatron_ext.config.rules import (
     batch,
     blend,
+    data_parallel,
     files,
     layout,
     model,
@@ -24,6 +25,7 @@ __all__ = [
     "batch",
     "blend",
     "check_rules",
+    "data_parallel",
     "failures",
     "files",
     "layout",

@@ -47,10 +47,35 @@ class ParallelConfig(Section):
         1, "ranks that share each sequence, cp, two of its 2 cp chunks each", bounds="[1, inf)"
     )
     use_distributed_optimizer: bool = knob(False, "shard the optimizer state over the data-parallel ranks")
+    num_distributed_optimizer_instances: int = knob(
+        1,
+        "equal groups of data-parallel ranks that each hold the whole state of the distributed optimizer: gradients "
+        "are scattered inside a group and summed over the groups, parameters are gathered inside a group only",
+        bounds="[1, inf)",
+    )
     overlap_grad_reduce: bool = knob(False, "reduce gradients while the backward pass runs")
     overlap_param_gather: bool = knob(False, "gather parameters while the forward pass runs")
     ddp_bucket_size: int | None = knob(
-        None, "parameters in one gradient bucket; absent: megatron-core's choice", unit="parameters", bounds="[1, inf)"
+        None,
+        "parameters whose gradients are reduced together while the backward pass goes on; absent: the larger of "
+        "40,000,000 and 1,000,000 per data-parallel rank. Needs --overlap-grad-reduce: without it, and on pipeline "
+        "stages and model chunks after the first, all gradients of a chunk are one bucket",
+        unit="parameters",
+        bounds="[1, inf)",
+    )
+    deterministic_data_parallel: bool = knob(
+        False,
+        "sum gradients, losses and norms in an order that does not depend on the number of data-parallel ranks (a "
+        "power of two): 1, 2, 4, ... ranks then give the same bits, from the same micro-batches (on a CPU, of the "
+        "same --num-threads). A rank takes consecutive micro-batches and keeps log2(parts / dp) more copies of its "
+        "gradients, see --deterministic-data-parallel-parts; nothing overlaps the backward pass",
+    )
+    deterministic_data_parallel_parts: int | None = knob(
+        None,
+        "equal parts of the global batch whose gradients are summed apart, then in pairs: the most data-parallel "
+        "ranks that give the same bits. As many parts as ranks need no memory. Absent: the largest power of two that "
+        "divides the number of micro-batches",
+        bounds="[1, inf)",
     )
     distributed_backend: str | None = knob(
         None, "communication library; absent: nccl on a GPU, gloo on a CPU", choices=("nccl", "gloo")
