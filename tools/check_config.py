@@ -103,6 +103,8 @@ def _derived_numbers(run: RunConfig, failed: dict[str, str]) -> dict[str, int | 
         "layers per pipeline stage": _stages(run),
         "chunks per pipeline stage": run.virtual_pipeline_model_parallel_size or 1,
     }
+    bucket = run.gradient_bucket_size
+    numbers["gradient bucket (parameters)"] = "all of a model chunk" if bucket is None else bucket
     if run.train.micro_batch_size is not None and run.data_parallel_size > 0:
         numbers["global batch size (samples)"] = run.global_batch_size
         numbers["micro-batches per step and rank"] = run.num_microbatches

@@ -42,7 +42,7 @@ def run_case(case: dict, processes: int) -> dict[str, np.ndarray]:
         gradients = first_gradients(parts)
         results += train_steps(parts, state, case["steps"] - 1)
         validation = evaluate(parts)
-        end = gathered_state(parts)
+        end = gathered_state(parts, case.get("with_optimizer", False))
     return {
         "losses": np.array([result.lm_loss for result in results]),
         "grad_norms": np.array([result.grad_norm for result in results]),

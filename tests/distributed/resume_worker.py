@@ -46,11 +46,20 @@ RELAYOUT = {
 UNEVEN_RELAYOUT = {name: UNEVEN[2][name] for name in ("pp2 1+3", "pp2 vpp3 counted", "pp2 vpp2 layout")}
 
 
-def main(part: str, data: str, out: str) -> None:
-    """Run one part of the law: `same` or `other` layout."""
-    with start_world(tiny_run("rope", "", 2, Path(data)), CpuPlatform()):
+INSTANCES = {
+    "dp4 distopt overlap, 2 instances": "--num-distributed-optimizer-instances 2 --use-distributed-optimizer "
+    f"{OVERLAP} --micro-batch-size 1",
+    "tp2 dp2 distopt": f"{TP2} --use-distributed-optimizer",
+}
+
+
+def main(part: str, data: str, out: str, processes: str = "2") -> None:
+    """Run one part of the law: `same` or `other` layout, or `instances` of the optimizer (4 processes)."""
+    with start_world(tiny_run("rope", "", int(processes), Path(data)), CpuPlatform()):
         stop_model_parallel()
-        if part == "same":
+        if part == "instances":
+            every_pair("gpt2", f"--bf16 --data-path {data} --train-iters {STEPS}", Path(out), INSTANCES)
+        elif part == "same":
             for name, (model, flags) in SAME_LAYOUT.items():
                 every_step(name, model, f"{flags} --data-path {data} --train-iters {STEPS}", Path(out))
         else:
@@ -100,9 +109,10 @@ def every_step(name: str, model: str, flags: str, out: Path) -> None:
 
 def every_pair(model: str, flags: str, out: Path, layouts: dict[str, str]) -> None:
     """Save under each layout, load under each other one: the full state is bit-equal, the same samples follow."""
+    processes = dist.get_world_size()
     for saved_under, saving in layouts.items():
         root = out / f"{model}_{saved_under.replace(' ', '_')}"
-        with started(tiny_run(model, f"{flags} {saving} --save {root}", 2, out)) as parts:
+        with started(tiny_run(model, f"{flags} {saving} --save {root}", processes, out)) as parts:
             state = TrainState()
             train_steps(parts, state, 3)
             save_state(parts, state)
@@ -111,15 +121,15 @@ def every_pair(model: str, flags: str, out: Path, layouts: dict[str, str]) -> No
         assert checkpoint_folder(root, 3).is_dir()
         for loaded_under, loading in layouts.items():
             what = f"{model}: saved under {saved_under}, loaded under {loaded_under}"
-            with started(tiny_run(model, f"{flags} {loading} --load {root}", 2, out)) as parts:
+            with started(tiny_run(model, f"{flags} {loading} --load {root}", processes, out)) as parts:
                 state = start_state(parts)
                 same_state(what, before, gathered_state(parts, with_optimizer=True))
-                follow(what, parts, state, expected)
+                follow(what, parts, state, expected, is_same=saving == loading)
 
 
-def follow(what: str, parts: Components, state: TrainState, expected: list[StepResult]) -> None:
+def follow(what: str, parts: Components, state: TrainState, expected: list[StepResult], is_same: bool) -> None:
     """The loss of the next steps is that of the uninterrupted run, as far as another order of sums allows."""
-    tolerance = 2e-3 if parts.run.train.bf16 else 1e-5
+    tolerance = 0.0 if is_same else 2e-3 if parts.run.train.bf16 else 1e-5
     for one, other in zip(expected, train_steps(parts, state, len(expected)), strict=True):
         assert np.isclose(one.lm_loss, other.lm_loss, rtol=tolerance), f"{what}: loss {one.lm_loss} {other.lm_loss}"
         assert one.learning_rate == other.learning_rate, what

@@ -9,7 +9,7 @@ import pytest
 
 from tests.distributed.launches import train_cases
 from tests.distributed.same_run import assert_same_run
-from tests.distributed.tiny import CP4, LAYOUTS, MODELS, SHARED_HEADS, TP4, UNEVEN, write_dataset
+from tests.distributed.tiny import CP4, LAYOUTS, MODELS, SHARED_HEADS, TIED4, TP4, UNEVEN, write_dataset
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(1800)]  # the first test waits for all launches
 
@@ -88,6 +88,7 @@ def cases_of(processes: int) -> dict[tuple[str, str], str]:
     if processes == 4:
         cases |= {("restarted", "tp2 sp pp2 vpp2"): layouts["tp2 sp pp2 vpp2"]}
         cases |= {("gqa", name): flags for name, flags in TP4.items()}
+        cases |= {("gpt2", name): flags for name, flags in TIED4.items()}
     return cases
 
 

@@ -32,6 +32,10 @@ def test_resumed_under_every_other_layout_starts_from_the_bit_equal_state(data: 
     run_worker("tests.distributed.resume_worker", 2, ["other", str(data), str(tmp_path)])
 
 
+def test_instances_of_the_optimizer_are_resumed_alike_and_by_another_layout(data: Path, tmp_path: Path):
+    run_worker("tests.distributed.resume_worker", 4, ["instances", str(data), str(tmp_path), "4"])
+
+
 def test_killed_at_random_moments_is_bit_equal(data: Path, tmp_path: Path):
     """SIGKILL all ranks at KILLS random moments (start-up, steps, saves, evaluations), start again each time."""
     for name, kills in (("undisturbed", 0), ("killed", KILLS)):

@@ -126,6 +126,14 @@ CP4 = {
     "cp4": f"{CP} 4",
 }
 """Four processes, two or four of them on each sequence."""
+TIED4 = {
+    "dp4 distopt, 2 instances": f"--use-distributed-optimizer --num-distributed-optimizer-instances 2 {SINGLE}",
+    "dp4 distopt overlap, 2 instances": "--use-distributed-optimizer --num-distributed-optimizer-instances 2 "
+    f"{OVERLAP} {SINGLE}",
+    "tp2 dp2 distopt, 2 instances": f"{TP} 2 --use-distributed-optimizer --num-distributed-optimizer-instances 2",
+    "pp2 vpp2 dp2 distopt overlap": f"{PP} 2 {VPP} 2 --use-distributed-optimizer {OVERLAP} {SINGLE}",
+}
+"""Tied embeddings get a bucket of their own and are summed over stages besides, so these are for such a model."""
 
 
 def write_dataset(prefix: Path, documents: int = 300, seed: int = 0) -> None:

@@ -131,6 +131,7 @@ def test_the_names_differ_from_megatron_only_where_megatron_has_none():
         "--max-z-loss-weight",
         "--blend-reference-losses", "--blend-reweight-floor", "--blend-reweight-interval",
         "--blend-reweight-rate", "--blend-schedule", "--dataset-order", "--dataset-packing", "--device",
+        "--deterministic-data-parallel", "--deterministic-data-parallel-parts",
         "--log-sample-ids", "--no-exit-signal-handler",
         "--no-progress", "--num-threads", "--pad-last-sample", "--save-keep-last", "--seq-length-warmup",
             "--lion-beta1", "--lion-beta2", "--max-skipped-iterations", "--lr-multi-step-points", "--train-tokens",

@@ -8,11 +8,12 @@ from megatron_ext.config import RunConfig, check_rules
 from megatron_ext.config.rules import RULES, failures
 from megatron_ext.config.run import all_settings
 from megatron_ext.errors import ConfigError
+from tests.unit.config.data_parallel_cases import DATA_PARALLEL_CASES, ORDERED
 from tests.unit.config.pipeline_rule_cases import COUNTED, PIPELINE_CASES
 from tests.unit.config.rule_cases import BASE, RAMP, SAMPLES
 from tests.unit.config.rule_cases import CASES as OTHER_CASES
 
-CASES = {**OTHER_CASES, **PIPELINE_CASES}
+CASES = {**OTHER_CASES, **PIPELINE_CASES, **DATA_PARALLEL_CASES}
 
 
 def test_every_rule_has_a_good_and_a_bad_case():
@@ -53,6 +54,11 @@ def test_bad_case_breaks_the_rule_and_says_so(name):
         ({"lr_warmup_init": 1.0, "lr_warmup_iters": 1}, "learning_rates_are_ordered"),
         ({"sgd_momentum": 0.1}, "optimizer_options_fit_the_optimizer"),
         ({"dataset_order": "megatron", "pad_last_sample": True}, "megatron_order_cuts_a_stream"),
+        ({**ORDERED, "context_parallel_size": 2}, "ordered_sums_are_made_at_the_end"),
+        ({**ORDERED, "hidden_dropout": 0.1}, "ordered_sums_are_of_the_same_numbers"),
+        ({**ORDERED, "deterministic_data_parallel_parts": 1}, "parts_of_ordered_sums_are_equal"),
+        ({**ORDERED, "deterministic_data_parallel_parts": 6}, "parts_of_ordered_sums_are_equal"),
+        ({**ORDERED, "deterministic_data_parallel_parts": 16}, "parts_of_ordered_sums_are_equal"),
         ({"num_layers_per_virtual_pipeline_stage": 3}, "stage_divides_into_chunks_of_layers"),
         ({"num_layers_per_virtual_pipeline_stage": 2, **COUNTED}, "stage_divides_into_chunks_of_layers"),
         ({"num_virtual_stages_per_pipeline_rank": 2, **COUNTED}, "stage_divides_into_number_of_chunks"),

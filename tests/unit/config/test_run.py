@@ -35,6 +35,25 @@ def test_bf16_implies_fp32_gradients(bf16, flag, expected):
     assert run.grad_reduce_in_fp32 is expected
 
 
+@pytest.mark.parametrize(("dp", "size"), [(1, 40_000_000), (40, 40_000_000), (41, 41_000_000), (1024, 1_024_000_000)])
+def test_a_gradient_bucket_grows_with_the_data_parallel_size(dp, size):
+    run = RunConfig().with_values(world_size=2 * dp, tensor_model_parallel_size=2, overlap_grad_reduce=True)
+    assert run.gradient_bucket_size == size
+    assert run.with_values(ddp_bucket_size=10).gradient_bucket_size == 10
+    assert run.with_values(overlap_grad_reduce=False).gradient_bucket_size is None
+
+
+@given(st.integers(0, 6), st.sampled_from([1, 3, 5]), st.integers(1, 3))
+def test_runs_of_ordered_sums_do_not_depend_on_the_ranks(halvings, odd, micro_batch_size):
+    batch = 2**halvings * odd * micro_batch_size
+    run = RunConfig().with_values(micro_batch_size=micro_batch_size, global_batch_size=batch)
+    for ranks in (2**level for level in range(halvings + 1)):
+        placed = run.with_values(world_size=ranks)
+        assert placed.summed_run_at(0) == odd
+        parts = placed.with_values(deterministic_data_parallel_parts=ranks)
+        assert parts.summed_run_at(0) == parts.num_microbatches_at(0)
+
+
 def ramped(start, increments, increment, ramp_samples, **more):
     target = start + increments * increment
     return RunConfig().with_values(

@@ -54,7 +54,8 @@ CHANGES = {
     "use_distributed_optimizer": {"use_distributed_optimizer": True},
     "overlap_grad_reduce": {"overlap_grad_reduce": True},
     "overlap_param_gather": {"overlap_param_gather": True},
-    "ddp_bucket_size": {"ddp_bucket_size": 7},
+    "ddp_bucket_size": {"ddp_bucket_size": 7, "overlap_grad_reduce": True},
+    "num_distributed_optimizer_instances": {"num_distributed_optimizer_instances": 2},
     "optimizer": {"optimizer": "sgd"},
     "lr": {"lr": 0.5},
     "min_lr": {"min_lr": 0.25},
@@ -104,6 +105,13 @@ def test_every_model_parallel_and_optimizer_setting_is_mapped_or_explained():
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_mapped_setting_changes_what_megatron_core_sees(name):
     assert seen_by_core(BASE.with_values(**CHANGES[name])) != seen_by_core(BASE)
+
+
+def test_the_bucket_of_an_overlapped_reduction_is_the_rule_or_the_setting():
+    assert to_core.ddp_config(BASE).bucket_size is None
+    overlapped = BASE.with_values(overlap_grad_reduce=True)
+    assert to_core.ddp_config(overlapped).bucket_size == overlapped.gradient_bucket_size == 40_000_000
+    assert to_core.ddp_config(overlapped.with_values(ddp_bucket_size=7)).bucket_size == 7
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_ext.optim import update
-from megatron_ext.optim.update import gradient_norm, update_or_skip
+from megatron_ext.optim.update import gradient_norm, update_or_skip, whole_gradient_norm
 from megatron_ext.parallel.world import World
 from megatron_ext.training import step as step_module
 from megatron_ext.training.components import Components
@@ -25,6 +25,8 @@ WRAPPERS = [
     {"use_distributed_optimizer": True, "bf16": True},
     {"optimizer": "sgd"},
     {"clip_grad": 0.0},
+    {"deterministic_data_parallel": True},
+    {"deterministic_data_parallel": True, "use_distributed_optimizer": True, "bf16": True},
 ]
 
 
@@ -120,6 +122,34 @@ def test_gradients_outside_of_the_norm_are_looked_at(world: World):
     before = everything(parts)
     assert not update_or_skip(parts.optimizer, math.nan).made and unchanged(parts, before)
     assert update_or_skip(parts.optimizer, 1.0).made and not unchanged(parts, before)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"bf16": True, "use_distributed_optimizer": True},
+        {"fp16": True, "loss_scale": 4.0},
+        {"fp16": True, "loss_scale": 4.0, "accumulate_allreduce_grads_in_fp32": True, "use_distributed_optimizer": True},
+    ],
+    ids=str,
+)
+def test_the_norm_of_whole_gradients_is_that_of_the_prepared_ones(values: dict, world: World):
+    parts = tiny_components(tiny_run("megatron_default", **values), world)
+    parameters = list(parts.models[0].parameters())
+    for number, parameter in enumerate(parameters):
+        parameter.main_grad.copy_(torch.linspace(-1, 2 + number, parameter.numel()).view(parameter.shape))
+    parameters[-1].shared = True
+    squares = [parameter.main_grad.double().square().sum() for parameter in parameters[:-1]]
+    scale = values.get("loss_scale", 1.0)
+    expected = math.sqrt(sum(squares)) / scale
+    assert whole_gradient_norm(parts.optimizer, parameters, True) == pytest.approx(expected, rel=1e-6)
+    update = update_or_skip(parts.optimizer, 1.0, parameters)
+    assert update.made and update.grad_norm == pytest.approx(expected, rel=1e-6)
+    parameters[-1].main_grad[0] = math.inf
+    assert math.isnan(whole_gradient_norm(parts.optimizer, parameters, True))
+    parameters[-1].main_grad[0] = 0.0
+    assert math.isnan(whole_gradient_norm(parts.optimizer, parameters, False))
 
 
 def test_a_rank_without_parameters_clips_nothing(world: World, monkeypatch):

@@ -55,6 +55,20 @@ def test_unequal_stages_are_shown_by_chunk():
         assert f"layers per pipeline stage {shown}" in [" ".join(line.split()) for line in result.stdout.splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        ([], "all of a model chunk"),
+        (["--overlap-grad-reduce"], "64,000,000"),
+        (["--overlap-grad-reduce", "--ddp-bucket-size", 1000], "1,000"),
+    ],
+)
+def test_the_gradient_bucket_is_shown(argv, shown):
+    preset = ["--config", "configs/models/llama2-7b.yaml", "--purpose", "model", "--world-size", 64]
+    words = [" ".join(line.split()) for line in check_config(*preset, *argv).stdout.splitlines()]
+    assert f"gradient bucket (parameters) {shown}" in words
+
+
 def test_yaml_output_is_a_file_that_gives_the_same_run(tmp_path):
     argv = ["--config", "configs/models/baichuan-13b.yaml", "--lr", "3e-4", "--data-path", "1", "a", "2", "b"]
     first = check_config(*argv, "--yaml", "--purpose", "model")

@@ -9,6 +9,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 
 from megatron_ext.model.gpt import build_model
+from megatron_ext.parallel.ordered import OrderedDataParallel
 from megatron_ext.parallel.world import World
 from megatron_ext.training import components
 from megatron_ext.training.components import assemble, wrap_data_parallel
@@ -70,6 +71,11 @@ def test_only_the_first_chunk_is_cut_into_buckets(monkeypatch: pytest.MonkeyPatc
     )
     wrap_data_parallel(tiny_run(), [SimpleNamespace(config=None) for _ in range(3)])
     assert asked == [False, True, True]
+
+
+def test_ordered_sums_have_a_wrapper_of_their_own(world: World):
+    parts = tiny_components(tiny_run(deterministic_data_parallel=True), world)
+    assert [type(chunk) for chunk in parts.chunks] == [OrderedDataParallel]
 
 
 def test_several_chunks_get_several_no_sync_callables(world: World):

@@ -54,6 +54,14 @@ def test_data_parallel_ranks_share_each_global_batch(rank: int):
     assert sorted(view.seen + others.seen) == list(range(8))
 
 
+def test_ordered_sums_read_consecutive_micro_batches():
+    view, parts = TokenView(), parts_of(WHOLE, dp=(1, 2), deterministic_data_parallel=True)
+    with open_readers(parts, view, 0, lambda _: 8) as [reader]:
+        for _ in range(2):
+            next(reader)
+    assert view.seen == [4, 5, 6, 7]
+
+
 @pytest.mark.parametrize(
     ("models", "reads"),
     [

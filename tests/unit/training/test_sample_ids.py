@@ -13,11 +13,13 @@ from megatron_ext.training.sample_ids import StepSamples, global_batch
 from tests.unit.tiny import TokenView
 
 
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 4))
-def test_it_undoes_the_sampler(micro_batch: int, ranks: int, micro_batches: int):
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 4), st.booleans())
+def test_it_undoes_the_sampler(micro_batch: int, ranks: int, micro_batches: int, consecutive: bool):
     ids = np.arange(micro_batch * ranks * micro_batches) + 7
-    of_rank = [[m.tolist() for m in micro_batch_ids(ids, micro_batch, rank, ranks)] for rank in range(ranks)]
-    assert global_batch(of_rank) == ids.tolist()
+    of_rank = [
+        [m.tolist() for m in micro_batch_ids(ids, micro_batch, rank, ranks, consecutive)] for rank in range(ranks)
+    ]
+    assert global_batch(of_rank, consecutive) == ids.tolist()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
