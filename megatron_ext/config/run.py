@@ -174,7 +174,7 @@ class RunConfig:
         return self.global_batch_size // self.batch_unit
 
     def summed_run_at(self, consumed_samples: int) -> int:
-        """Micro-batches whose gradients --deterministic-data-parallel sums one after the other, before it goes in pairs.
+        """Micro-batches whose gradients --deterministic-data-parallel sums one after the other, before pairs.
 
         The micro-batches of all ranks are counted, so the number does not depend on how many ranks there are.
         """

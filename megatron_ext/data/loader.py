@@ -222,9 +222,7 @@ class _Batches:
             size = self._global_batch_size(consumed)
             ids = self._view.sample_ids(consumed, size)
             seq_length = None if config.seq_length is None else config.seq_length(consumed)
-            mine = micro_batch_ids(
-                ids, config.micro_batch_size, config.dp_rank, config.dp_size, config.consecutive
-            )
+            mine = micro_batch_ids(ids, config.micro_batch_size, config.dp_rank, config.dp_size, config.consecutive)
             for micro in mine:
                 self._ahead.append((micro, seq_length))
                 yield micro

@@ -92,8 +92,7 @@ def wrap_data_parallel(run: RunConfig, models: list[PretrainGPT]) -> list[Distri
     """Give each model chunk its gradient buffers; buckets of later chunks are reduced as one (Megatron-LM's rule)."""
     wrapper = OrderedDataParallel if run.parallel.deterministic_data_parallel else DistributedDataParallel
     return [
-        wrapper(model.config, ddp_config(run), model, disable_bucketing=index > 0)
-        for index, model in enumerate(models)
+        wrapper(model.config, ddp_config(run), model, disable_bucketing=index > 0) for index, model in enumerate(models)
     ]
 
 

@@ -55,7 +55,7 @@ INSTANCES = {
 
 def main(part: str, data: str, out: str, processes: str = "2") -> None:
     """Run one part of the law: `same` or `other` layout, or `instances` of the optimizer (4 processes)."""
-    with start_world(tiny_run("rope", "", int(processes), Path(data)), CpuPlatform()):
+    with start_world(tiny_run("rope", "--micro-batch-size 1", int(processes), Path(data)), CpuPlatform()):
         stop_model_parallel()
         if part == "instances":
             every_pair("gpt2", f"--bf16 --data-path {data} --train-iters {STEPS}", Path(out), INSTANCES)

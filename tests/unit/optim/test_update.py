@@ -130,7 +130,12 @@ def test_gradients_outside_of_the_norm_are_looked_at(world: World):
         {},
         {"bf16": True, "use_distributed_optimizer": True},
         {"fp16": True, "loss_scale": 4.0},
-        {"fp16": True, "loss_scale": 4.0, "accumulate_allreduce_grads_in_fp32": True, "use_distributed_optimizer": True},
+        {
+            "fp16": True,
+            "loss_scale": 4.0,
+            "accumulate_allreduce_grads_in_fp32": True,
+            "use_distributed_optimizer": True,
+        },
     ],
     ids=str,
 )
