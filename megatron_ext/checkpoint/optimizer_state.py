@@ -153,7 +153,7 @@ def _main_and_moments(
     optimizer: MegatronOptimizer, parameter: torch.nn.Parameter
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     main = getattr(parameter, "main_param", parameter)
-    return main, {name: optimizer.optimizer.state[main][name] for name in optimizer.optimizer.state_names}
+    return main, dict(optimizer.optimizer.state[main])
 
 
 def _entries(model_state: ShardedStateDict) -> list[Sharded]:

@@ -162,7 +162,11 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "the order of the data is a file: see --dataset-order and --rampup-batch-size",
         "--phase-transition-iterations --step-batch-size-schedule --iterations-to-skip",
     ),
-    ("the optimizers are adam and sgd", "--muon-*"),
+    (
+        "muon orthogonalises whole matrices, gathered over the tensor-parallel ranks, in bf16 on GPUs that train in "
+        "half precision, else in fp32",
+        "--muon-tp-mode --muon-fp32-matmul-prec",
+    ),
     (
         "SIGTERM is the signal, the loader processes leave it to the rank",
         "--exit-signal --exit-signal-handler-for-dataloader",

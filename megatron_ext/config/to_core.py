@@ -63,6 +63,12 @@ UNMAPPED: dict[str, str] = {
     "train_only": "optim/freeze.py",
     "lion_beta1": "our update rule (optim/)",
     "lion_beta2": "our update rule (optim/)",
+    "muon_momentum": "our update rule (optim/muon.py)",
+    "muon_use_nesterov": "our update rule (optim/muon.py)",
+    "muon_num_ns_steps": "our update rule (optim/muon.py)",
+    "muon_scale_mode": "our update rule (optim/muon.py)",
+    "muon_extra_scale_factor": "our update rule (optim/muon.py)",
+    "muon_split_qkv": "our update rule (optim/muon.py)",
     "device": "platform/",
     "num_threads": "parallel/world.py",
 }

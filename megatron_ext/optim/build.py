@@ -20,8 +20,9 @@ from megatron_ext.config.to_core import optimizer_config
 from megatron_ext.optim.adamw import SGD, AdamW
 from megatron_ext.optim.groups import parameter_groups
 from megatron_ext.optim.lion import Lion
+from megatron_ext.optim.muon import Muon, muon_settings
 
-UpdateRule: TypeAlias = AdamW | SGD | Lion
+UpdateRule: TypeAlias = AdamW | SGD | Lion | Muon
 
 
 def build_optimizer(run: RunConfig, chunks: list[DistributedDataParallel]) -> MegatronOptimizer:
@@ -83,13 +84,15 @@ def _update_rule(run: RunConfig, groups: list[dict[str, Any]]) -> UpdateRule:
         return SGD(groups, lr=optim.lr, momentum=optim.sgd_momentum, weight_decay=optim.weight_decay)
     if optim.optimizer == "lion":
         return Lion(groups, optim.lr or 0.0, (optim.lion_beta1, optim.lion_beta2), optim.weight_decay)
-    return AdamW(
-        groups,
-        lr=optim.lr,
-        betas=(optim.adam_beta1, optim.adam_beta2),
-        eps=optim.adam_eps,
-        weight_decay=optim.weight_decay,
-    )
+    adamw = {
+        "lr": optim.lr,
+        "betas": (optim.adam_beta1, optim.adam_beta2),
+        "eps": optim.adam_eps,
+        "weight_decay": optim.weight_decay,
+    }
+    if optim.optimizer == "muon":
+        return Muon(groups, muon_settings(run), parallel_state.get_tensor_model_parallel_group(), **adamw)
+    return AdamW(groups, **adamw)
 
 
 def _grad_scaler(run: RunConfig) -> MegatronGradScaler | None:

@@ -140,17 +140,25 @@ def weight_decay_schedule_is_complete(run: RunConfig) -> str | None:
 
 @rule()
 def distributed_optimizer_is_adam_or_lion(run: RunConfig) -> str | None:
-    """megatron-core's distributed optimizer takes no SGD."""
-    if run.optim.optimizer != "sgd" or not run.parallel.use_distributed_optimizer:
+    """megatron-core's distributed optimizer takes no SGD, and its flat slices are no matrices for Muon."""
+    optimizer = run.optim.optimizer
+    if optimizer in ("adam", "lion") or not run.parallel.use_distributed_optimizer:
         return None
-    return "--optimizer sgd does not go with --use-distributed-optimizer, which is for adam and lion"
+    return f"--optimizer {optimizer} does not go with --use-distributed-optimizer, which is for adam and lion"
 
 
 @rule()
 def optimizer_options_fit_the_optimizer(run: RunConfig) -> str | None:
     """Each update rule has numbers of its own."""
-    options = {"adam": "adam_beta1 adam_beta2 adam_eps", "lion": "lion_beta1 lion_beta2", "sgd": "sgd_momentum"}
-    foreign = " ".join(names for optimizer, names in options.items() if optimizer != run.optim.optimizer)
+    options = {
+        "adam": "adam_beta1 adam_beta2 adam_eps",
+        "lion": "lion_beta1 lion_beta2",
+        "sgd": "sgd_momentum",
+        "muon": "muon_momentum muon_use_nesterov muon_num_ns_steps muon_scale_mode muon_extra_scale_factor "
+        "muon_split_qkv",
+    }
+    used = {"muon": ("muon", "adam")}.get(run.optim.optimizer, (run.optim.optimizer,))
+    foreign = " ".join(names for optimizer, names in options.items() if optimizer not in used)
     return without_effect(run, foreign, f"with --optimizer {run.optim.optimizer}")
 
 

@@ -12,7 +12,9 @@ class OptimConfig(Section):
     """Update rule, learning-rate and weight-decay schedules, clipping, loss scaling."""
 
     optimizer: str = knob(
-        "adam", "update rule; adam decouples the weight decay (AdamW)", choices=("adam", "sgd", "lion")
+        "adam",
+        "update rule; adam decouples the weight decay (AdamW); muon is for the matrices of the layers, adam for the rest",
+        choices=("adam", "sgd", "lion", "muon"),
     )
     lr: float | None = knob(None, "peak learning rate", bounds="(0, inf)")
     min_lr: float = knob(0.0, "learning rate at the end of the decay", bounds="[0, inf)")
@@ -77,6 +79,24 @@ class OptimConfig(Section):
     lion_beta1: float = knob(0.9, "share of the momentum in the update of lion", bounds="[0, 1)")
     lion_beta2: float = knob(0.99, "decay of the momentum of lion", bounds="[0, 1)")
     sgd_momentum: float = knob(0.9, "momentum of sgd", bounds="[0, 1)")
+    muon_momentum: float = knob(0.95, "decay of the momentum of muon", bounds="[0, 1)")
+    muon_use_nesterov: bool = knob(False, "muon looks ahead: mix the gradient once more into its momentum")
+    muon_num_ns_steps: int = knob(5, "rounds of muon's orthogonalisation (Newton-Schulz)", bounds="[1, 99]")
+    muon_scale_mode: str = knob(
+        "spectral",
+        "what muon's update of an out x in matrix is multiplied by: sqrt(max(out, in)), sqrt(out / in), or the latter "
+        "but at least 1",
+        choices=("spectral", "unit_rms_norm", "shape_scaling"),
+    )
+    muon_extra_scale_factor: float = knob(
+        1.0, "a further factor; 0.2 with spectral gives muon's updates the size of adam's", bounds="(0, inf)"
+    )
+    muon_split_qkv: bool = knob(
+        True,
+        "muon takes queries, keys and values as a matrix each, not as one",
+        flag="--muon-no-split-qkv",
+        aliases=("--no-muon-split-qkv",),
+    )
     loss_scale: float | None = knob(None, "fixed loss scale of fp16; absent: dynamic", bounds="[1, inf)")
     initial_loss_scale: float = knob(2.0**32, "first dynamic loss scale", bounds="[1, inf)")
     min_loss_scale: float = knob(1.0, "smallest dynamic loss scale", bounds="(0, inf)")

@@ -27,6 +27,8 @@ VARIANTS = {
     "sgd bf16": {"optimizer": "sgd", "sgd_momentum": 0.9, "bf16": True},
     "lion": {"optimizer": "lion"},
     "lion bf16 distributed": {"optimizer": "lion", "use_distributed_optimizer": True, "bf16": True},
+    "muon": {"optimizer": "muon", "num_query_groups": 2},
+    "muon bf16": {"optimizer": "muon", "bf16": True, "muon_use_nesterov": True},
     "fp32 distributed": {"use_distributed_optimizer": True},
     "bf16 distributed": {"use_distributed_optimizer": True, "bf16": True},
     "fp16 distributed": {"use_distributed_optimizer": True, **FP16},

@@ -284,11 +284,13 @@ CASES = {
     ),
     "distributed_optimizer_is_adam_or_lion": Case(
         {"optimizer": "lion", "use_distributed_optimizer": True},
-        {"optimizer": "sgd", "use_distributed_optimizer": True},
-        "--use-distributed-optimizer",
+        {"optimizer": "muon", "use_distributed_optimizer": True},
+        "--optimizer muon does not go with --use-distributed-optimizer",
     ),
     "optimizer_options_fit_the_optimizer": Case(
-        {"optimizer": "sgd", "sgd_momentum": 0.5}, {"optimizer": "sgd", "adam_beta2": 0.5}, "--adam-beta2 has no effect"
+        {"optimizer": "muon", "muon_momentum": 0.5, "adam_beta2": 0.5},
+        {"optimizer": "adam", "muon_split_qkv": False},
+        "--muon-no-split-qkv has no effect with --optimizer adam",
     ),
     "multipliers_are_readable": Case(
         {"lr_multipliers": ("embedding.*=0.1",), "weight_decay_multipliers": ("*norm.weight=1",)},

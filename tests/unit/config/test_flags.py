@@ -104,6 +104,7 @@ def test_abbreviations_are_not_taken():
         (["--swiglu", "true"], "unexpected word 'true'"),
         (["-lr", "3"], "unknown flag -lr"),
         (["--wandb-project", "x"], "--wandb-project is not accepted: metrics go to"),
+        (["--muon-tp-mode", "blockwise"], "--muon-tp-mode is not accepted: muon orthogonalises whole matrices"),
         (["--use-rotary-position-embeddings"], "use --position-embedding-type rope"),
         (["--use-flash-attn"], "--use-flash-attn is not accepted: "),
     ],

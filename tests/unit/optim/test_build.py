@@ -15,6 +15,7 @@ from megatron_ext.errors import ConfigError
 from megatron_ext.optim.adamw import SGD, AdamW
 from megatron_ext.optim.groups import parameter_groups
 from megatron_ext.optim.lion import Lion
+from megatron_ext.optim.muon import Muon
 from megatron_ext.parallel.world import World
 from megatron_ext.training.components import Components
 from megatron_ext.training.metrics import StepResult, TrainState
@@ -53,6 +54,8 @@ def trained(run: RunConfig, world: World, steps: int = 5) -> tuple[list[StepResu
         ({"optimizer": "lion"}, FP32Optimizer, Lion),
         ({"optimizer": "lion", "fp16": True}, Float16OptimizerWithFloat16Params, Lion),
         ({"optimizer": "lion", "use_distributed_optimizer": True, "bf16": True}, DistributedOptimizer, Lion),
+        ({"optimizer": "muon"}, FP32Optimizer, Muon),
+        ({"optimizer": "muon", "bf16": True}, Float16OptimizerWithFloat16Params, Muon),
     ],
 )
 def test_precision_and_sharding_choose_the_wrapper(values: dict, wrapper: type, rule: type, world: World):
@@ -114,9 +117,10 @@ def test_the_distributed_optimizer_of_one_rank_is_the_plain_one(clip: float, val
         )
 
 
-def test_sgd_with_the_distributed_optimizer_is_refused_before_work_starts():
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_sgd_and_muon_with_the_distributed_optimizer_are_refused_before_work_starts(optimizer: str):
     """megatron-core's distributed optimizer asserts that its rule is Adam, after all groups have started."""
-    run = tiny_run(optimizer="sgd", data_path=("data",), tokenizer_type="NullTokenizer", vocab_size=99)
+    run = tiny_run(optimizer=optimizer, data_path=("data",), tokenizer_type="NullTokenizer", vocab_size=99)
     check_rules(run)
     with pytest.raises(ConfigError, match="--use-distributed-optimizer"):
         check_rules(run.with_values(use_distributed_optimizer=True))

@@ -24,6 +24,7 @@ WRAPPERS = [
     {"use_distributed_optimizer": True},
     {"use_distributed_optimizer": True, "bf16": True},
     {"optimizer": "sgd"},
+    {"optimizer": "muon"},
     {"clip_grad": 0.0},
     {"deterministic_data_parallel": True},
     {"deterministic_data_parallel": True, "use_distributed_optimizer": True, "bf16": True},
