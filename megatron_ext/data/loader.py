@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,8 +15,9 @@ from megatron_ext.data.store.loss_mask import LEARNED_AS_EOD, NOT_LEARNED
 from megatron_ext.data.views import Rows, View
 from megatron_ext.native_numpy import Int64Array
 
-Planned = tuple[Int64Array, int | None]
-"""Sample ids of a micro-batch, int64 `[b]`, and the length of the sequences to cut them into."""
+Planned = tuple[Int64Array, Int64Array, int | None]
+"""Sample ids of a micro-batch and their places in the stream, int64 `[b]`, and the length of the sequences to cut them
+into."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class LoaderConfig:
         seq_length: consumed samples -> length of the sequences that the samples of the next global batch are cut
             into, a pure function, asked ahead of time; None leaves samples whole.
         consecutive: a rank takes consecutive micro-batches of a global batch, not every dp-th.
+        places: say of each sample how many come before it in the stream of all ranks.
     """
 
     micro_batch_size: int
@@ -48,14 +51,16 @@ class LoaderConfig:
     record: Callable[[list[int]], None] | None = None
     seq_length: Callable[[int], int] | None = None
     consecutive: bool = False
+    places: bool = False
 
 
 class MicroBatches:
     """Endless iterator over this rank's micro-batches, from one sample of the stream on. Rank-local.
 
     Each item: tokens int64 `[b, s]`, labels int64 `[b, s]`, loss_mask float32 `[b, s]`, position_ids int64 `[b, s]`,
-    document_starts int64 `[b, s]` where asked for, and sources int64 `[b]` where the view has more than one. Samples
-    that are cut into n sequences give rows `[b * n, s / n]`, those of one sample after each other, and `[b]` sources.
+    document_starts int64 `[b, s]` and places int64 `[b]` where asked for, and sources int64 `[b]` where the view has more
+    than one. Samples that are cut into n sequences give rows `[b * n, s / n]`, those of one sample after each other, and
+    `[b]` places and sources.
 
     Args:
         view: the samples.
@@ -95,13 +100,15 @@ class MicroBatches:
         if self._rows is None:
             self._rows = iter(self._loader)
         rows, mask = next(self._rows)
-        ids, seq_length = self._ahead.popleft()
+        ids, places, seq_length = self._ahead.popleft()
         if self._config.record is not None:
             self._config.record(ids.tolist())
         learned = None if mask is None else torch.from_numpy(mask)
         batch = to_batch(torch.from_numpy(rows), self._config, learned, seq_length)
         if len(self._view.source_names) > 1:
             batch["sources"] = torch.from_numpy(self._view.sources_of(ids))
+        if self._config.places:
+            batch["places"] = torch.from_numpy(places)
         return batch
 
     def close(self) -> None:
@@ -222,8 +229,10 @@ class _Batches:
             size = self._global_batch_size(consumed)
             ids = self._view.sample_ids(consumed, size)
             seq_length = None if config.seq_length is None else config.seq_length(consumed)
-            mine = micro_batch_ids(ids, config.micro_batch_size, config.dp_rank, config.dp_size, config.consecutive)
-            for micro in mine:
-                self._ahead.append((micro, seq_length))
+            both = (ids, np.arange(consumed, consumed + size))
+            take = (config.micro_batch_size, config.dp_rank, config.dp_size, config.consecutive)
+            mine = [micro_batch_ids(each, *take) for each in both]
+            for micro, places in zip(*mine, strict=True):
+                self._ahead.append((micro, places, seq_length))
                 yield micro
             consumed += size

@@ -24,6 +24,7 @@ from megatron_ext.model.attention import CausalAttention, Positions
 from megatron_ext.model.chosen_bias import column_parallel, row_parallel
 from megatron_ext.model.counts import padded_vocab_size
 from megatron_ext.model.cross_entropy import cross_entropy_with_max_z, vocab_parallel_cross_entropy
+from megatron_ext.model.embedding_noise import EmbeddingNoise
 from megatron_ext.model.embedding_norm import add_embedding_norm
 from megatron_ext.model.init import initialize_parameters
 from megatron_ext.model.localized_filtering import FilteredSelfAttention
@@ -52,6 +53,7 @@ class PretrainGPT(GPTModel):
     """
 
     largest_logits: Tensor | None = None
+    embedding_noise: EmbeddingNoise | None = None
     output_layer: ColumnParallelLinear
 
     def __init__(self, run: RunConfig, true_vocab_size: int, **core: object) -> None:
@@ -68,9 +70,15 @@ class PretrainGPT(GPTModel):
         position_ids: Tensor | None,
         attention_mask: Tensor | None,
         decoder_input: Tensor | None = None,
+        places: Tensor | None = None,
         **rest: object,
     ) -> Tensor:
-        """Multiply the embedding's output, then go on as megatron-core does; see the class."""
+        """Multiply the embedding's output, then go on as megatron-core does; see the class.
+
+        `places`, int64 `[b]`, is how many samples of the run come before each one of the micro-batch; NEFTune needs it.
+        """
+        if self.embedding_noise is not None:
+            self.embedding_noise.places = places
         if self.pre_process and decoder_input is None and self.embedding_multiplier != 1.0:
             decoder_input = self.embedding(input_ids=input_ids, position_ids=position_ids) * self.embedding_multiplier
         return super().forward(input_ids, position_ids, attention_mask, decoder_input, **rest)
@@ -190,6 +198,8 @@ def _build_chunk(
         position_embedding_type="learned_absolute" if learned else "none",
         vp_stage=stage,
     )
+    if run.train.neftune_noise_alpha and first:
+        chunk.embedding_noise = EmbeddingNoise(run.train.neftune_noise_alpha, run.train.seed, chunk.embedding)
     if model.embedding_layernorm and first:
         add_embedding_norm(chunk.embedding, NORMS[model.normalization])
     if learned and first:

@@ -151,9 +151,9 @@ class Muon(AdamW):
         ranks = 1 if self._tp_group is None else self._tp_group.size()
         if ranks == 1:
             return [own]
-        shares = own.new_empty(ranks, *own.shape)
+        shares = own.new_empty(ranks * len(own), own.size(1))
         dist.all_gather_into_tensor(shares, own.contiguous(), group=self._tp_group)
-        return shares.unbind()
+        return shares.chunk(ranks)
 
     def _scaled(self, matrix: Tensor) -> Tensor:
         settings = self.settings

@@ -17,9 +17,9 @@ def forward_step(micro_batches: Iterator[Batch] | None, model: torch.nn.Module) 
 
     Args:
         micro_batches: yields tokens, labels, position_ids (int64 `[b, s]`), loss_mask (fp32 `[b, s]`),
-            document_starts (int64 `[b, s]`) where attention must know documents, and the sources of the samples
-            (int64, on the host) of a blend; None on stages that read nothing. Under context parallelism s is s/cp,
-            but for document_starts.
+            document_starts (int64 `[b, s]`) where attention must know documents, the places of the samples in the stream
+            (int64) for noise, and the sources of the samples (int64, on the host) of a blend; None on stages that read
+            nothing. Under context parallelism s is s/cp, but for document_starts.
         model: a model chunk of this rank.
 
     Returns:
@@ -29,7 +29,10 @@ def forward_step(micro_batches: Iterator[Batch] | None, model: torch.nn.Module) 
     if micro_batches is None:
         return model(None, None, None), _no_loss
     batch = next(micro_batches)
-    output = model(batch["tokens"], batch["position_ids"], batch.get("document_starts"), labels=batch["labels"])
+    for_noise = {"places": batch["places"]} if "places" in batch else {}
+    output = model(
+        batch["tokens"], batch["position_ids"], batch.get("document_starts"), labels=batch["labels"], **for_noise
+    )
     largest_logits = getattr(getattr(model, "module", model), "largest_logits", None)
     sources = batch.get("sources") if torch.is_grad_enabled() else None  # evaluation counts no sources
     return output, functools.partial(sum_losses, batch["loss_mask"], sources=sources, largest_logits=largest_logits)

@@ -53,6 +53,7 @@ def open_readers(
         document_starts=reads_documents,
         seq_length=seq_length,
         consecutive=run.parallel.deterministic_data_parallel,
+        places=run.train.neftune_noise_alpha > 0.0,
     )
     with ExitStack() as stack:
         readers: Readers = []

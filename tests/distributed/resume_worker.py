@@ -76,6 +76,9 @@ def main(part: str, data: str, out: str, processes: str = "2") -> None:
             context = {"cp2 distopt": "--context-parallel-size 2 --use-distributed-optimizer", "dp2": RELAYOUT["dp2"]}
             flags = f"--bf16 --reset-attention-mask --data-path {data} --train-iters {STEPS}"
             every_pair("gqa", flags, Path(out) / "context", context)
+            muon = {name: RELAYOUT[name] for name in ("tp2 sp", "pp2 vpp2")}
+            flags = f"--bf16 --optimizer muon --data-path {data} --train-iters {STEPS}"
+            every_pair("gqa", flags, Path(out) / "muon", muon)
             # the first stage trains nothing
             head = {name: RELAYOUT[name] for name in ("pp2 vpp2", "dp2 distopt")}
             flags = f"--bf16 --train-only output_layer.* --data-path {data} --train-iters {STEPS}"

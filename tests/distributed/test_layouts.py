@@ -29,6 +29,8 @@ FEWER_STEPS = {
     "one_group": 20,
     "two_groups": 25,
     "yuan": 20,
+    "noisy": 20,
+    "noisy_learned": 20,
 }
 LENGTHENED = {1: ["micro-batch 1"], 2: ["tp2 sp", "pp2 vpp2", "dp2 distopt"], 4: ["tp2 sp pp2 vpp2"]}
 """Processes -> layouts that must know the length of a step: as slices, as messages, or not at all."""
@@ -45,6 +47,8 @@ BLOCKS = {
     "bloom_learned": {2: ["tp2", "tp2 sp"]},
     "moss": {1: ["recompute modules"], 2: ["tp2", "tp2 sp", "pp2 vpp2"]},
     "yuan": {1: ["recompute full"], 2: ["tp2", "tp2 sp", "pp2 vpp2"]},
+    "noisy": {1: ["micro-batch 1", "recompute full"], 2: ["tp2 sp", "pp2 vpp2", "dp2 distopt"]},
+    "noisy_learned": {2: ["tp2", "tp2 sp"]},
 }
 """Model -> processes -> the layouts that treat its blocks differently."""
 
@@ -137,6 +141,8 @@ def test_the_reference_learns(curves: Path):
         ("sharp", "lengthened"),
         ("alibi", "normed"),
         ("gpt2", "multiplied"),
+        ("sharp", "noisy"),
+        ("bloom_learned", "noisy_learned"),
     ],
 )
 def test_models_differ_from_each_other(curves: Path, one: str, other: str):

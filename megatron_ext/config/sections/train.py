@@ -70,6 +70,12 @@ class TrainConfig(Section):
         "(Baichuan 2: 2e-4); logged apart, the lm loss stays the cross entropy",
         bounds="[0, inf)",
     )
+    neftune_noise_alpha: float = knob(
+        0.0,
+        "NEFTune, in training only: add to each channel of the word embeddings a uniform number in [-1, 1] times this "
+        "over sqrt(length of the sequence x hidden size)",
+        bounds="[0, inf)",
+    )
     recompute_granularity: str | None = knob(
         None,
         "recompute activations in the backward pass: whole layers, or chosen modules",

@@ -56,6 +56,19 @@ def test_batches_are_the_views_samples_in_order(view: View):
         consumed += len(batch)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_places_number_the_samples_of_all_ranks(view: View, workers: int):
+    """From the start of the stream, through a growing batch; and only where asked for."""
+    ranks = [LoaderConfig(2, rank, 3, workers, places=True) for rank in range(3)]
+    readers = [MicroBatches(view, GLOBAL_BATCH, ramp, config) for config in ranks]
+    found = [next(reader)["places"].tolist() for _ in range(8) for reader in readers]
+    assert sum(found, []) == list(range(GLOBAL_BATCH, 5 * GLOBAL_BATCH))
+    readers.append(MicroBatches(view, 0, ramp, LoaderConfig(2)))
+    assert "places" not in next(readers[-1])
+    for reader in readers:
+        reader.close()
+
+
 @pytest.mark.parametrize(("mbs", "dp_size"), [(1, 1), (1, 4), (2, 3), (3, 1), (6, 2), (12, 1), (1, 12)])
 def test_batches_do_not_depend_on_ranks_and_micro_batch_size(view: View, mbs: int, dp_size: int):
     for found, wanted in zip(stream(view, 0, 5, mbs, dp_size, 0), stream(view, 0, 5, 12, 1, 0), strict=True):
