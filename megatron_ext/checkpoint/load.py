@@ -16,6 +16,7 @@ from megatron_ext.checkpoint.optimizer_state import load_optimizer_state, set_op
 from megatron_ext.checkpoint.record import CheckpointRecord, read_record
 from megatron_ext.checkpoint.save import model_tensors, training_tensors
 from megatron_ext.checkpoint.storage import load_tensors
+from megatron_ext.checkpoint.trained_parts import refuse_other_trained_parameters
 from megatron_ext.config import CheckpointConfig, RunConfig
 from megatron_ext.errors import CheckpointError
 
@@ -109,6 +110,7 @@ def load_checkpoint(
     refuse_other_model(folder, record, run, vocab_size)
     if optimizer is not None:
         refuse_other_optimizer(folder, record, run)
+        refuse_other_trained_parameters(folder, record.run.optim, run.optim, models)
     tensors = load_tensors(training_tensors(models, optimizer, is_loading=True), folder)
     for index, model in enumerate(models):
         # a pipeline chunk may hold nothing

@@ -10,6 +10,7 @@ from megatron.core.models.gpt import GPTModel
 
 from megatron_ext import log
 from megatron_ext.config import RunConfig
+from megatron_ext.config.sections.optim import OptimConfig
 from megatron_ext.errors import ConfigError
 from megatron_ext.optim.parameter_names import canonical_names, names_of_all_ranks, refuse_unmatched
 
@@ -31,18 +32,23 @@ def freeze_parameters(run: RunConfig, models: Sequence[GPTModel]) -> None:
     everywhere = names_of_all_ranks(list(names.values()))
     refuse_unmatched(patterns, flag, everywhere)
 
-    def is_trained(name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in patterns) is (flag == "--train-only")
-
-    trained = [name for name in everywhere if is_trained(name)]
+    trained = [name for name in everywhere if is_trained(run.optim, name)]
     if not trained:
         raise ConfigError(f"{flag} {' '.join(patterns)} leaves nothing to train")
     log.info(f"{flag}: {len(trained)} of {len(everywhere)} parameters are trained")
     for parameter, name in names.items():
-        parameter.requires_grad_(is_trained(name))
+        parameter.requires_grad_(is_trained(run.optim, name))
     if run.train.recompute_granularity is not None:
         for model in models:
             _let_recomputed_layers_train(model)
+
+
+def is_trained(optim: OptimConfig, name: str) -> bool:
+    """Say whether --freeze and --train-only leave the parameter of this canonical name to be trained."""
+    patterns = optim.freeze or optim.train_only
+    if not patterns:
+        return True
+    return any(fnmatchcase(name, pattern) for pattern in patterns) is not bool(optim.freeze)
 
 
 def _let_recomputed_layers_train(model: GPTModel) -> None:

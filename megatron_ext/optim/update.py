@@ -18,6 +18,8 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
 
+from megatron_ext import log
+
 
 class Update(NamedTuple):
     """Whether the update was made; the global L2 norm of the gradient before clipping and its zeros, where known."""
@@ -34,9 +36,8 @@ def update_or_skip(
     """Clip the reduced gradients and update the parameters, unless anything is NaN or infinite on any rank.
 
     A skipped update leaves parameters and optimizer state as they are, bit for bit; only a dynamic loss scale moves.
-    Collective over all ranks with the distributed optimizer, else over the model-parallel group: there the
-    data-parallel ranks hold the same sums. The one all-reduce of the gradient norm decides, so it is also made
-    without clipping.
+    Collective over all ranks. The all-reduce of the gradient norm decides, so it is also made without clipping; without
+    the distributed optimizer it is over the model-parallel group, and `agreed` puts the data-parallel ranks together.
 
     Args:
         optimizer: built by `optim.build`; the gradients of the global batch are in its buffers.
@@ -46,9 +47,10 @@ def update_or_skip(
     """
     # before the gradients are prepared, which unscales them, and which of them in place depends on the optimizer
     whole_norm = None if whole is None else whole_gradient_norm(optimizer, whole, math.isfinite(loss))
-    if optimizer.prepare_grads():
-        return Update(made=False)  # an overflow of the scaled gradients
-    grad_norm = gradient_norm(optimizer, math.isfinite(loss)) if whole_norm is None else whole_norm
+    if overflows(optimizer):
+        return Update(made=False)
+    own_norm = gradient_norm(optimizer, math.isfinite(loss)) if whole_norm is None else whole_norm
+    grad_norm = agreed(optimizer, own_norm)
     if not math.isfinite(grad_norm):
         return Update(made=False, grad_norm=grad_norm)
     clip, parameters = optimizer.config.clip_grad, optimizer.get_parameters()
@@ -58,8 +60,42 @@ def update_or_skip(
     return Update(bool(optimizer.step_with_ready_grads()), grad_norm, num_zeros)
 
 
+def overflows(optimizer: MegatronOptimizer) -> bool:
+    """Prepare the gradients and say whether a scaled one is not finite on any rank; then the dynamic scale falls on all.
+
+    Collective over all ranks where gradients are scaled: megatron-core's maximum over the model-parallel group would let
+    the scales of data-parallel ranks part.
+    """
+    group = optimizer.grad_stats_parallel_group
+    optimizer.grad_stats_parallel_group = dist.group.WORLD
+    try:
+        return bool(optimizer.prepare_grads())
+    finally:
+        optimizer.grad_stats_parallel_group = group
+
+
+def agreed(optimizer: MegatronOptimizer, grad_norm: float) -> float:
+    """Return the norm, or NaN where another data-parallel copy of the gradients is not finite. Collective over all ranks.
+
+    The copies are the same sums, but for a rank that damages its own after the reduction: then the others must not go
+    on without it. One all-reduce of one number; none where the norm was over all ranks.
+    """
+    world_size = dist.get_world_size()
+    if dist.get_world_size(optimizer.get_grad_stats_parallel_group()) == world_size:
+        return grad_norm
+    is_bad = not math.isfinite(grad_norm)
+    bad_ranks = torch.tensor([float(is_bad)], device=optimizer.get_loss_scale().device)
+    dist.all_reduce(bad_ranks)
+    if is_bad and bad_ranks < world_size:
+        log.info_any_rank(f"rank {dist.get_rank()}: the norm of its own copy of the gradients is {grad_norm}")
+    return math.nan if bad_ranks and not is_bad else grad_norm
+
+
 def gradient_norm(optimizer: MegatronOptimizer, loss_is_finite: bool) -> float:
-    """Return the global L2 norm of the prepared gradients; not finite when one or a loss is not. Collective as above.
+    """Return the global L2 norm of the prepared gradients; not finite when one or a loss is not.
+
+    Collective over the ranks among which the gradients are divided: all with the distributed optimizer, else the
+    model-parallel group.
 
     The norm counts every parameter once, so gradients of copies (norm weights on further tensor-parallel ranks, tied
     embeddings) are outside of it. They enter as one more gradient that is 0, or NaN when any of them is not finite.

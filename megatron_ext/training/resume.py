@@ -13,6 +13,7 @@ from megatron_ext.checkpoint.load import find_checkpoint, load_checkpoint
 from megatron_ext.checkpoint.optimizer_state import optimizer_step, scaler_state
 from megatron_ext.checkpoint.record import CheckpointRecord
 from megatron_ext.checkpoint.save import Retention, save_checkpoint, training_tensors
+from megatron_ext.checkpoint.trained_parts import refuse_other_multipliers
 from megatron_ext.data.views import View
 from megatron_ext.errors import CheckpointError
 from megatron_ext.training.blend_policy import apply_decisions
@@ -49,6 +50,8 @@ def start_state(parts: Components) -> TrainState:
         checkpoint.use_checkpoint_opt_param_scheduler,
     )
     parts.schedule = Schedule.from_settings(settings)
+    if record.schedule and not checkpoint.override_opt_param_scheduler:  # an imported model has neither
+        refuse_other_multipliers(folder, record.run.optim, parts.run.optim, parts.models)
     state = TrainState.from_dict(record.state)
     state.sources = sources
     log.info(f"loaded {folder}: iteration {state.iteration}, {state.consumed_samples} samples consumed")
