@@ -58,9 +58,9 @@ class MicroBatches:
     """Endless iterator over this rank's micro-batches, from one sample of the stream on. Rank-local.
 
     Each item: tokens int64 `[b, s]`, labels int64 `[b, s]`, loss_mask float32 `[b, s]`, position_ids int64 `[b, s]`,
-    document_starts int64 `[b, s]` and places int64 `[b]` where asked for, and sources int64 `[b]` where the view has more
-    than one. Samples that are cut into n sequences give rows `[b * n, s / n]`, those of one sample after each other, and
-    `[b]` places and sources.
+    document_starts int64 `[b, s]` and places int64 `[b]` where asked for, and sources int64 `[b]` where the view has
+    more than one. Samples that are cut into n sequences give rows `[b * n, s / n]`, those of one sample after each
+    other, and `[b]` places and sources.
 
     Args:
         view: the samples.

@@ -65,6 +65,9 @@ class CausalAttention(torch.nn.Module):
     def __init__(self, config: TransformerConfig, positions: Positions, **rest: object) -> None:
         super().__init__()
         self.dropout = config.attention_dropout
+        # megatron-core runs the whole stage inside the fork under sequence parallelism. A second one would go on with
+        # the same numbers, but not in a recomputation, which is outside of the first: it would drop something else
+        self.forks = not config.sequence_parallel
         self.scale = rest.get("softmax_scale")
         group = rest["pg_collection"].tp  # type: ignore[attr-defined]
         heads = config.num_attention_heads // group.size()
@@ -103,7 +106,7 @@ class CausalAttention(torch.nn.Module):
         bias = _cached_bias(self.slopes, s, device) if self.slopes else None
         dropout = self.dropout if self.training else 0.0
         attend = functools.partial(self._attend, bias=bias, dropout=dropout)
-        with tensor_parallel.get_cuda_rng_tracker().fork() if dropout else nullcontext():
+        with tensor_parallel.get_cuda_rng_tracker().fork() if dropout and self.forks else nullcontext():
             if plan is not None:
                 return attend_by_document(query, key, value, plan, attend)
             out = attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))

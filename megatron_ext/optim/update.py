@@ -61,10 +61,10 @@ def update_or_skip(
 
 
 def overflows(optimizer: MegatronOptimizer) -> bool:
-    """Prepare the gradients and say whether a scaled one is not finite on any rank; then the dynamic scale falls on all.
+    """Prepare the gradients; say whether a scaled one is not finite on any rank, which lowers the scale on all.
 
-    Collective over all ranks where gradients are scaled: megatron-core's maximum over the model-parallel group would let
-    the scales of data-parallel ranks part.
+    Collective over all ranks where gradients are scaled: with megatron-core's maximum over the model-parallel group the
+    scales of data-parallel ranks could part.
     """
     group = optimizer.grad_stats_parallel_group
     optimizer.grad_stats_parallel_group = dist.group.WORLD
@@ -75,8 +75,9 @@ def overflows(optimizer: MegatronOptimizer) -> bool:
 
 
 def agreed(optimizer: MegatronOptimizer, grad_norm: float) -> float:
-    """Return the norm, or NaN where another data-parallel copy of the gradients is not finite. Collective over all ranks.
+    """Return the norm, or NaN where another data-parallel copy of the gradients is not finite.
 
+    Collective over all ranks.
     The copies are the same sums, but for a rank that damages its own after the reduction: then the others must not go
     on without it. One all-reduce of one number; none where the norm was over all ranks.
     """

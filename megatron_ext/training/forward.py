@@ -17,7 +17,7 @@ def forward_step(micro_batches: Iterator[Batch] | None, model: torch.nn.Module) 
 
     Args:
         micro_batches: yields tokens, labels, position_ids (int64 `[b, s]`), loss_mask (fp32 `[b, s]`),
-            document_starts (int64 `[b, s]`) where attention must know documents, the places of the samples in the stream
+            document_starts (int64 `[b, s]`) where attention must know documents, the samples' places in the stream
             (int64) for noise, and the sources of the samples (int64, on the host) of a blend; None on stages that read
             nothing. Under context parallelism s is s/cp, but for document_starts.
         model: a model chunk of this rank.

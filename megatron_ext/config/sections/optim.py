@@ -13,7 +13,7 @@ class OptimConfig(Section):
 
     optimizer: str = knob(
         "adam",
-        "update rule; adam decouples the weight decay (AdamW); muon is for the matrices of the layers, adam for the rest",
+        "update rule; adam decouples the weight decay (AdamW); muon is for matrices of the layers, adam for the rest",
         choices=("adam", "sgd", "lion", "muon"),
     )
     lr: float | None = knob(None, "peak learning rate", bounds="(0, inf)")

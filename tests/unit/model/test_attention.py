@@ -28,7 +28,7 @@ POSITIONS = {
 
 
 def attention(heads: int, positions: Positions, dropout: float = 0.0, tp: tuple[int, int] = (0, 1), **rest: object):
-    config = SimpleNamespace(attention_dropout=dropout, num_attention_heads=heads)
+    config = SimpleNamespace(attention_dropout=dropout, num_attention_heads=heads, sequence_parallel=False)
     group = SimpleNamespace(rank=lambda: tp[0], size=lambda: tp[1])
     return CausalAttention(config, positions, pg_collection=SimpleNamespace(tp=group), **rest)
 
