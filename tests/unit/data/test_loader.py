@@ -62,7 +62,7 @@ def test_places_number_the_samples_of_all_ranks(view: View, workers: int):
     ranks = [LoaderConfig(2, rank, 3, workers, places=True) for rank in range(3)]
     readers = [MicroBatches(view, GLOBAL_BATCH, ramp, config) for config in ranks]
     found = [next(reader)["places"].tolist() for _ in range(8) for reader in readers]
-    assert sum(found, []) == list(range(GLOBAL_BATCH, 5 * GLOBAL_BATCH))
+    assert [place for places in found for place in places] == list(range(GLOBAL_BATCH, 5 * GLOBAL_BATCH))
     readers.append(MicroBatches(view, 0, ramp, LoaderConfig(2)))
     assert "places" not in next(readers[-1])
     for reader in readers:
