@@ -141,7 +141,7 @@ def test_the_reference_learns(curves: Path):
         ("sharp", "lengthened"),
         ("alibi", "normed"),
         ("gpt2", "multiplied"),
-        ("sharp", "noisy"),
+        ("lengthened", "noisy"),
         ("bloom_learned", "noisy_learned"),
     ],
 )

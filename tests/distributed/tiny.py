@@ -52,8 +52,8 @@ MODELS = {
     "bloom_learned": f"{GPT2} --openai-gelu --embedding-layernorm",
     # noise on the embedding: on this rank's slice of the sequence, of cut samples, or before it is cut
     "noisy": f"{LLAMA} --num-attention-heads 6 --position-embedding-type rope --init-method-std 0.2 "
-    "--neftune-noise-alpha 20 --seq-length-warmup 8:700 16:700",
-    "noisy_learned": f"{GPT2} --openai-gelu --embedding-layernorm --neftune-noise-alpha 5",
+    "--neftune-noise-alpha 2 --seq-length-warmup 8:700 16:700",
+    "noisy_learned": f"{GPT2} --openai-gelu --embedding-layernorm --neftune-noise-alpha 0.5",
     # attention and feed-forward block on one norm, neighbouring channels turn together, one bias a branch and a logit's
     "moss": f"{GPT2} --parallel-residual --disable-bias-linear --add-attention-output-bias --add-mlp-down-bias "
     "--add-output-layer-bias --openai-gelu --untie-embeddings-and-output-weights --position-embedding-type rope "
