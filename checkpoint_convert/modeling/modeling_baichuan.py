@@ -250,7 +250,8 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden = outputs.last_hidden_state[:, kept, :]
         if self.config.norm_head:
-            logits = functional.linear(hidden, unit_rows(self.lm_head.weight))
+            weight: torch.Tensor = self.lm_head.weight  # type: ignore[assignment]
+            logits = functional.linear(hidden, unit_rows(weight))
         else:
             logits = self.lm_head(hidden)
         loss = None

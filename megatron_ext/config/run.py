@@ -111,7 +111,6 @@ class RunConfig:
         chunks = 2 * parallel.context_parallel_size if parallel.context_parallel_size > 1 else 1
         return chunks * (parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1)
 
-
     @property
     def max_position_embeddings(self) -> int | None:
         """Longest sequence of the model, tokens: the setting, or else --seq-length."""

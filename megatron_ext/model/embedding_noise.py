@@ -9,6 +9,8 @@ import torch
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from torch import Tensor
 
+from megatron_ext.parallel.sequence_chunks import part_of
+
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as int64, whose arithmetic is modulo 2^64
 _FACTORS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 
@@ -28,29 +30,35 @@ class EmbeddingNoise:
         alpha: size of the noise.
         seed: of the run.
         embedding: of a first pipeline stage; it gets a hook.
+        context_group: the context-parallel group, whose ranks hold parts of every sequence.
 
     Source: arXiv:2310.05914, algorithm 1; where it enters, as in transformers (a hook on the input embeddings).
     """
 
-    def __init__(self, alpha: float, seed: int, embedding: LanguageModelEmbedding) -> None:
+    def __init__(
+        self, alpha: float, seed: int, embedding: LanguageModelEmbedding, context_group: torch.distributed.ProcessGroup
+    ) -> None:
         self.places: Tensor | None = None
         self._alpha = alpha
         digest = hashlib.blake2b(f"{seed}/neftune".encode(), digest_size=8).digest()
         self._key = int.from_bytes(digest, "little", signed=True)
         self._is_sequence_slice = embedding.reduce_scatter_embeddings
-        self._tp_group = embedding.tp_group
+        self._tp_group, self._context_group = embedding.tp_group, context_group
         embedding.word_embeddings.register_forward_hook(self._add)
 
     def _add(self, module: torch.nn.Module, _inputs: object, embedded: Tensor) -> Tensor:
-        """`embedded` is `[b, s, h]`, or under sequence parallelism without learned positions `[s/tp, b, h]`."""
+        """`embedded` is `[b, s/cp, h]`, or under sequence parallelism without learned positions `[s/cp/tp, b, h]`."""
         if not module.training:
             return embedded
         assert self.places is not None, "noise is a function of the samples' places in the run"
         s_dim = 0 if self._is_sequence_slice else 1
         ranks, rank = (self._tp_group.size(), self._tp_group.rank()) if self._is_sequence_slice else (1, 0)
         own = embedded.size(s_dim)
-        length = own * ranks
-        positions = torch.arange(rank * own, (rank + 1) * own, device=embedded.device)
+        length = own * ranks * self._context_group.size()
+        positions = torch.arange(length, device=embedded.device)
+        if self._context_group.size() > 1:
+            positions = part_of(positions, self._context_group.rank(), self._context_group.size())
+        positions = positions[rank * own : (rank + 1) * own]
         tokens = token_numbers(self.places.to(embedded.device), embedded.size(1 - s_dim), length, positions)
         if self._is_sequence_slice:
             tokens = tokens.T

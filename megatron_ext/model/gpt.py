@@ -199,7 +199,8 @@ def _build_chunk(
         vp_stage=stage,
     )
     if run.train.neftune_noise_alpha and first:
-        chunk.embedding_noise = EmbeddingNoise(run.train.neftune_noise_alpha, run.train.seed, chunk.embedding)
+        alpha, seed = run.train.neftune_noise_alpha, run.train.seed
+        chunk.embedding_noise = EmbeddingNoise(alpha, seed, chunk.embedding, chunk.pg_collection.cp)
     if model.embedding_layernorm and first:
         add_embedding_norm(chunk.embedding, NORMS[model.normalization])
     if learned and first:

@@ -104,6 +104,18 @@ def filter_sees_the_whole_sequence(run: RunConfig) -> str | None:
     return f"--localized-filtering needs --context-parallel-size 1, not {run.parallel.context_parallel_size}"
 
 
+@rule(needs="num_attention_heads")
+def filtered_heads_are_not_shared(run: RunConfig) -> str | None:
+    """Two inputs have two projections, and a rank's rows of them are those of whole key/value heads."""
+    groups, tp = run.model.query_groups, run.parallel.tensor_model_parallel_size
+    if not run.model.localized_filtering or groups % tp == 0:
+        return None
+    return (
+        f"--localized-filtering needs whole key/value heads on every rank: --num-query-groups {groups} is not a "
+        f"multiple of --tensor-model-parallel-size {tp}"
+    )
+
+
 @rule(needs="seq_length max_position_embeddings")
 def positions_cover_the_sequence(run: RunConfig) -> str | None:
     """The model is made for at least the training length."""

@@ -9,11 +9,12 @@ from megatron_ext.config.rules import RULES, failures
 from megatron_ext.config.run import all_settings
 from megatron_ext.errors import ConfigError
 from tests.unit.config.data_parallel_cases import DATA_PARALLEL_CASES, ORDERED
+from tests.unit.config.model_rule_cases import MODEL_CASES
 from tests.unit.config.pipeline_rule_cases import COUNTED, PIPELINE_CASES
 from tests.unit.config.rule_cases import BASE, RAMP, SAMPLES
 from tests.unit.config.rule_cases import CASES as OTHER_CASES
 
-CASES = {**OTHER_CASES, **PIPELINE_CASES, **DATA_PARALLEL_CASES}
+CASES = {**OTHER_CASES, **MODEL_CASES, **PIPELINE_CASES, **DATA_PARALLEL_CASES}
 
 
 def test_every_rule_has_a_good_and_a_bad_case():
