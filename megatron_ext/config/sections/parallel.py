@@ -68,8 +68,8 @@ class ParallelConfig(Section):
         "sum gradients, losses and norms in an order that does not depend on the number of data-parallel ranks (a "
         "power of two): 1, 2, 4, ... ranks then give the same bits, from the same micro-batches (on a CPU, of the "
         "same --num-threads). A rank takes consecutive micro-batches and keeps log2(parts / dp) more copies of its "
-        "gradients, see --deterministic-data-parallel-parts; nothing overlaps the backward pass. Measured cost: 4 % of a step "
-        "on one rank, 10 to 22 % on two over gloo, see docs/data-parallel.md",
+        "gradients, see --deterministic-data-parallel-parts; nothing overlaps the backward pass. Measured cost: "
+        "4 % of a step on one rank, 10 to 22 % on two over gloo, see docs/data-parallel.md",
     )
     deterministic_data_parallel_parts: int | None = knob(
         None,
