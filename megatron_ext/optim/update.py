@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32, get_grad_norm_fp32
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
@@ -53,9 +52,9 @@ def update_or_skip(
     grad_norm = agreed(optimizer, own_norm)
     if not math.isfinite(grad_norm):
         return Update(made=False, grad_norm=grad_norm)
-    clip, parameters = optimizer.config.clip_grad, optimizer.get_parameters()
-    if clip > 0.0 and parameters:  # kernels of GPUs refuse an empty list, that of a stage that trains nothing
-        clip_grad_by_total_norm_fp32(parameters, clip, grad_norm)
+    clip = optimizer.config.clip_grad
+    if clip > 0.0:
+        scale_gradients(optimizer, clip / (grad_norm + 1e-6))
     num_zeros = int(optimizer.count_zeros()) if optimizer.config.log_num_zeros_in_grad else None
     return Update(bool(optimizer.step_with_ready_grads()), grad_norm, num_zeros)
 
@@ -108,8 +107,12 @@ def gradient_norm(optimizer: MegatronOptimizer, loss_is_finite: bool) -> float:
     device = optimizer.get_loss_scale().device
     finite = [torch.tensor(loss_is_finite, device=device), *(gradient.isfinite().all() for gradient in copies)]
     verdict = torch.where(torch.stack(finite).all(), 0.0, math.nan).float().view(1)
-    group = optimizer.get_grad_stats_parallel_group()
-    return float(get_grad_norm_fp32([*counted, verdict], grad_stats_parallel_group=group))
+    # one kernel for all on a GPU, and one wait of the host; without Apex or Transformer Engine megatron-core's own
+    # function waits once for each gradient
+    norms = torch.stack(torch._foreach_norm([*counted, verdict]))
+    squared = torch.linalg.vector_norm(norms).square()
+    dist.all_reduce(squared, group=optimizer.get_grad_stats_parallel_group())
+    return math.sqrt(squared.item())
 
 
 def whole_gradient_norm(
@@ -137,3 +140,13 @@ def whole_gradient_norm(
     every = total.new_empty(group.size())
     dist.all_gather_into_tensor(every, torch.where(finite, total, math.nan), group=group)
     return math.sqrt(sum(every.tolist())) / scale.item()
+
+
+def scale_gradients(optimizer: MegatronOptimizer, factor: float) -> None:
+    """Multiply the prepared gradients by `factor` where it is below 1. Rank-local, in place.
+
+    Source of the constant in the callers' factor: Megatron-LM's clip_grads.py, max_norm / (norm + 1e-6).
+    """
+    gradients = [parameter.grad for parameter in optimizer.get_parameters() if parameter.grad is not None]
+    if factor < 1.0 and gradients:  # a stage that trains nothing has none
+        torch._foreach_mul_(gradients, factor)

@@ -93,8 +93,8 @@ def start_model_parallel(run: RunConfig, platform: Platform) -> None:
         context_parallel_size=parallel.context_parallel_size,
         num_distributed_optimizer_instances=parallel.num_distributed_optimizer_instances,
         distributed_timeout_minutes=parallel.distributed_timeout_minutes,
-        # gloo twins of the data-parallel groups are only of use beside NCCL; on gloo the groups are gloo already
-        create_gloo_process_groups=platform.backend != "gloo",
+        # nothing here asks for gloo twins of the data-parallel groups: checkpoints go through the groups themselves
+        create_gloo_process_groups=False,
     )
     stage = parallel_state.get_pipeline_model_parallel_rank()
     seed = run.train.seed + 100 * stage

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32, get_grad_norm_fp32
 
 from megatron_ext.optim import update
-from megatron_ext.optim.update import gradient_norm, update_or_skip, whole_gradient_norm
+from megatron_ext.optim.update import gradient_norm, scale_gradients, update_or_skip, whole_gradient_norm
 from megatron_ext.parallel.world import World
 from megatron_ext.training import step as step_module
 from megatron_ext.training.components import Components
@@ -158,12 +159,32 @@ def test_the_norm_of_whole_gradients_is_that_of_the_prepared_ones(values: dict, 
     assert math.isnan(whole_gradient_norm(parts.optimizer, parameters, False))
 
 
+def test_norm_and_clipping_are_megatron_cores_bit_for_bit(world: World):
+    """On a GPU without Apex and Transformer Engine megatron-core's own would wait for every single gradient."""
+    optimizer = tiny_components(tiny_run(), world).optimizer
+    parameters, group = optimizer.get_parameters(), optimizer.get_grad_stats_parallel_group()
+    gradients = [torch.randn_like(parameter) for parameter in parameters]
+
+    def set_gradients() -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+
+    set_gradients()
+    norm = gradient_norm(optimizer, loss_is_finite=True)
+    assert norm == get_grad_norm_fp32(optimizer.get_main_grads_for_grad_norm(), grad_stats_parallel_group=group)
+    scale_gradients(optimizer, 0.5 / (norm + 1e-6))
+    ours = [parameter.grad for parameter in parameters]
+    set_gradients()
+    clip_grad_by_total_norm_fp32(parameters, 0.5, norm)
+    assert all(torch.equal(mine, parameter.grad) for mine, parameter in zip(ours, parameters, strict=True))
+
+
 def test_a_rank_without_parameters_clips_nothing(world: World, monkeypatch):
     """As a pipeline stage that is frozen whole; kernels of GPUs refuse an empty list."""
     parts = tiny_components(tiny_run(clip_grad=1e-3), world)
     parts.optimizer.optimizer.param_groups = [
         {**group, "params": []} for group in parts.optimizer.optimizer.param_groups
     ]
-    monkeypatch.setattr(update, "clip_grad_by_total_norm_fp32", lambda *_: pytest.fail("called with nothing to clip"))
+    monkeypatch.setattr(torch, "_foreach_mul_", lambda *_: pytest.fail("called with nothing to clip"))
     monkeypatch.setattr(update, "gradient_norm", lambda *_: 7.0)
     assert update_or_skip(parts.optimizer, 1.0).made
