@@ -18,6 +18,7 @@ from megatron_ext.config.rules import failures
 from megatron_ext.config.run import SECTIONS, RunConfig, run_config_to_dict
 from megatron_ext.errors import run_command
 from megatron_ext.model.counts import padded_vocab_size, parameter_counts
+from megatron_ext.planning.activation_memory import layers_bytes, peak_bytes
 
 _EPILOG = "Exit status: 0 when all rules hold, 1 otherwise. Needs no GPU and starts no process."
 
@@ -137,7 +138,20 @@ def _model_numbers(run: RunConfig, failed: dict[str, str]) -> dict[str, int | st
         rows = padded_vocab_size(run, model.vocab_size)
         numbers["padded vocabulary (rows)"] = rows
         numbers["parameters with padding"] = parameter_counts(model, rows, run.max_position_embeddings).total
+    if not failed and run.train.seq_length and run.train.micro_batch_size:
+        one, peak = _activation_memory(run, model.vocab_size)
+        numbers["activations of one micro-batch and layer"] = _mebibytes(one)
+        numbers["activations of a rank at once, at most"] = _mebibytes(peak)
     return numbers
+
+
+def _activation_memory(run: RunConfig, vocab_size: int) -> tuple[int, int]:
+    stages = range(run.parallel.pipeline_model_parallel_size)
+    return layers_bytes(run, 1), max(peak_bytes(run, vocab_size, stage) for stage in stages)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
 
 
 def _as_yaml(run: RunConfig) -> str:

@@ -40,6 +40,7 @@ def test_world_size_and_derived_numbers():
     words = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert "data-parallel size 2" in words and "micro-batches per step and rank 2" in words
     assert "padded vocabulary (rows) 8,064" in words
+    assert any(line.startswith("activations of a rank at once, at most ") and line.endswith(" MiB") for line in words)
 
 
 def test_unequal_stages_are_shown_by_chunk():

@@ -1,0 +1,1 @@
+"""What a layout needs, computed without running it."""

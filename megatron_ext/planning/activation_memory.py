@@ -1,0 +1,262 @@
+"""Bytes of activations that one rank saves for the backward pass: closed forms, no torch.
+
+arXiv:2205.05198, section 4, counts sbh (34 + 5as/h) bytes for a half-precision layer with GELU, dropout and
+materialised attention scores. The layers here differ (SwiGLU or GELU, RMSNorm or LayerNorm, grouped queries, an
+attention that saves a sum per row in place of the scores), so every term is counted anew; its name says what is
+saved, its comment why. Tensors that all layers and micro-batches share (RoPE's tables, ALiBi's bias) are
+`shared_bytes`. Not counted: parameters, what a kernel needs while it runs, and isolated documents, whose attention
+is cut into pieces (`--reset-attention-mask`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from megatron_ext.config import RunConfig
+from megatron_ext.model.counts import padded_vocab_size
+
+FP32 = 4
+INT64 = 8
+BOOL = 1
+
+Terms = dict[str, int]
+"""What is saved, to its bytes."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a rank holds of one micro-batch; `element` is the compute type's size in bytes, the rest are counts.
+
+    Attributes:
+        tokens: t = s x b.
+        stream: tokens of the residual stream: t, or t/tp under sequence parallelism.
+        hidden: h.
+        query: np * hn / tp.
+        key_value: ng * hn / tp, of keys or of values.
+        heads: np / tp.
+        ffn: f / tp.
+        element: 2 or 4.
+    """
+
+    tokens: int
+    stream: int
+    hidden: int
+    query: int
+    key_value: int
+    heads: int
+    ffn: int
+    element: int
+
+    @classmethod
+    def of(cls, run: RunConfig) -> Sizes:
+        """The sizes of `run`, which passes the rules."""
+        model, tp = run.model, run.parallel.tensor_model_parallel_size
+        tokens = (run.train.seq_length or 0) * (run.train.micro_batch_size or 1)
+        return cls(
+            tokens=tokens,
+            stream=tokens // tp if run.parallel.sequence_parallel else tokens,
+            hidden=model.hidden_size or 0,
+            query=model.heads * model.head_dim // tp,
+            key_value=model.query_groups * model.head_dim // tp,
+            heads=model.heads // tp,
+            ffn=model.ffn_size // tp,
+            element=2 if run.train.bf16 or run.train.fp16 else 4,
+        )
+
+    @property
+    def residual(self) -> int:
+        """Bytes of one tensor `[s, b, h]` of the residual stream."""
+        return self.stream * self.hidden * self.element
+
+
+def layer_bytes(run: RunConfig, recompute: bool = True) -> int:
+    """Bytes that one layer saves of one micro-batch; all of them, or without what `run` recomputes selectively."""
+    modules = selectively_recomputed(run) if recompute else frozenset()
+    return sum(layer_terms(run, modules).values())
+
+
+def layer_terms(run: RunConfig, recomputed: frozenset[str] = frozenset()) -> Terms:
+    """Return what one layer saves of one micro-batch.
+
+    Args:
+        run: settings that pass the rules.
+        recomputed: of `core_attn` and `mlp`, what the backward pass computes again.
+    """
+    sizes, model = Sizes.of(run), run.model
+    terms = _norm(run, sizes, "input") | _attention(run, sizes, "core_attn" in recomputed)
+    if not model.parallel_residual:  # there one norm serves both branches
+        terms |= _norm(run, sizes, "feed-forward")
+    if "mlp" not in recomputed:
+        terms |= _feed_forward(run, sizes)
+    if model.hidden_dropout:
+        # a mask of one byte per element after attention and after feed-forward
+        terms["dropout masks"] = 2 * sizes.stream * sizes.hidden * BOOL
+    return terms
+
+
+def selectively_recomputed(run: RunConfig) -> frozenset[str]:
+    """The modules of a layer that `--recompute-granularity selective` computes again."""
+    if run.train.recompute_granularity != "selective":
+        return frozenset()
+    return frozenset(run.train.recompute_modules or ("core_attn",))
+
+
+def _norm(run: RunConfig, sizes: Sizes, name: str) -> Terms:
+    # the norm saves its input (which is the residual stream) and its statistics in fp32: 1/rms, or mean and 1/std;
+    # its output is the input of a product, whose weight's gradient needs it
+    statistics = 1 if run.model.normalization == "RMSNorm" else 2
+    return {
+        f"{name} norm: input": sizes.residual,
+        f"{name} norm: statistics": sizes.stream * statistics * FP32,
+        f"{name} norm: output": sizes.residual,
+    }
+
+
+def _attention(run: RunConfig, sizes: Sizes, recomputed: bool) -> Terms:
+    model, per_token = run.model, sizes.tokens * sizes.element
+    rotary = model.position_embedding_type == "rope"
+    terms = {
+        # the product of the projection is kept whole, since the values are a view of it
+        "query, key, value": (sizes.query + 2 * sizes.key_value) * per_token,
+        # saved by the attention kernel and, as the same memory, by the output projection
+        "attention output": sizes.query * per_token,
+    }
+    grouped = model.query_groups != model.heads
+    if grouped and (recomputed or not rotary):
+        # heads of several groups cannot be viewed as one dimension: the queries are a copy
+        terms["query, regrouped"] = sizes.query * per_token
+    if recomputed:
+        return terms
+    if rotary:
+        terms["query and key, rotated"] = (sizes.query + sizes.key_value) * per_token
+    # in place of the scores: the logarithm of the sum of exponentials of every row (arXiv:2205.14135, algorithm 1)
+    terms["log-sum-exp"] = sizes.tokens * sizes.heads * FP32
+    return terms
+
+
+def _feed_forward(run: RunConfig, sizes: Sizes) -> Terms:
+    width = sizes.tokens * sizes.ffn * sizes.element
+    if run.model.swiglu:
+        # gate and up; then, for the product of the two, silu(gate) and megatron-core's "up + offset", a copy
+        return {"gate and up": 2 * width, "silu(gate)": width, "up, offset": width, "feed-forward output": width}
+    # GELU saves its input; its output is the input of the last projection
+    return {"gelu input": width, "feed-forward output": width}
+
+
+def embedding_terms(run: RunConfig) -> Terms:
+    """Return what the embedding saves of one micro-batch on the first stage."""
+    sizes, model = Sizes.of(run), run.model
+    learned = model.position_embedding_type == "learned_absolute"
+    terms = {"token ids": sizes.tokens * INT64}
+    if run.parallel.tensor_model_parallel_size > 1:
+        terms["rows of other ranks"] = sizes.tokens * BOOL
+    if learned:
+        terms["position ids"] = sizes.tokens * INT64
+    if model.embedding_layernorm:
+        # before learned positions the sequence is whole
+        tokens = sizes.tokens if learned else sizes.stream
+        statistics = 1 if model.normalization == "RMSNorm" else 2
+        terms["embedding norm"] = tokens * (sizes.hidden * sizes.element + statistics * FP32)
+    if model.hidden_dropout:
+        terms["dropout mask"] = sizes.stream * sizes.hidden * BOOL
+    return terms
+
+
+def head_terms(run: RunConfig, vocab_size: int) -> Terms:
+    """Return what final norm, output layer and loss save of one micro-batch on the last stage.
+
+    Args:
+        run: settings that pass the rules.
+        vocab_size: number of tokens the tokenizer knows.
+    """
+    sizes = Sizes.of(run)
+    rows = padded_vocab_size(run, vocab_size) // run.parallel.tensor_model_parallel_size
+    terms = _norm(run, sizes, "final")
+    terms["logits"] = sizes.tokens * rows * sizes.element
+    # of the cross entropy, which computes the softmax again: log-sum-exp, the label's column and whether it is here
+    terms["cross entropy"] = sizes.tokens * (FP32 + INT64 + BOOL)
+    if run.train.max_z_loss_weight:
+        terms["largest logits and their places"] = sizes.tokens * (FP32 + INT64)
+    if run.model.norm_head:
+        # the normalised weight is a result, not a parameter; with it the lengths of its rows
+        terms["normalised rows"] = rows * (sizes.hidden * sizes.element + FP32)
+    terms["loss mask"] = sizes.tokens * FP32
+    return terms
+
+
+def shared_bytes(run: RunConfig) -> int:
+    """Bytes of what all layers and micro-batches of a rank share: RoPE's tables or ALiBi's bias."""
+    sizes, length = Sizes.of(run), run.train.seq_length or 0
+    if run.model.position_embedding_type == "rope":
+        rotated = int(run.model.head_dim * run.model.rotary_percent)
+        return 2 * length * (rotated // 2) * sizes.element
+    return sizes.heads * length**2 * FP32 if run.model.position_embedding_type == "alibi" else 0
+
+
+def chunk_bytes(run: RunConfig, vocab_size: int, stage: int, chunk: int = 0) -> int:
+    """Bytes that one model chunk saves of one micro-batch.
+
+    Args:
+        run: settings that pass the rules.
+        vocab_size: number of tokens the tokenizer knows.
+        stage: pipeline rank.
+        chunk: model chunk of that rank; 0 without the interleaved schedule.
+    """
+    chunks = run.virtual_pipeline_model_parallel_size or 1
+    first = stage == 0 and chunk == 0
+    last = stage == run.parallel.pipeline_model_parallel_size - 1 and chunk == chunks - 1
+    total = layers_bytes(run, run.layers_per_stage // chunks)
+    total += sum(embedding_terms(run).values()) if first else 0
+    return total + (sum(head_terms(run, vocab_size).values()) if last else 0)
+
+
+def layers_bytes(run: RunConfig, layers: int) -> int:
+    """Bytes that so many layers of one chunk save of one micro-batch, with the recomputation that `run` asks for.
+
+    Full recomputation keeps the input of each group of layers (uniform), or of each of the first layers (block).
+    Source: arXiv:2205.05198, section 5.
+    """
+    train, whole = run.train, layer_bytes(run)
+    if train.recompute_granularity != "full":
+        return layers * whole
+    count, kept = train.recompute_num_layers or 1, Sizes.of(run).residual
+    if train.recompute_method == "uniform":
+        return -(-layers // count) * kept
+    return min(count, layers) * kept + max(0, layers - count) * whole
+
+
+def recomputed_bytes(run: RunConfig) -> int:
+    """Bytes that come back for a while when the backward pass computes a group of layers, or a module, again."""
+    train = run.train
+    if train.recompute_granularity == "full":
+        count = train.recompute_num_layers or 1 if train.recompute_method == "uniform" else 1
+        return min(count, run.layers_per_stage) * layer_bytes(run)
+    return layer_bytes(run, recompute=False) - layer_bytes(run)
+
+
+def chunks_in_flight(run: RunConfig, stage: int) -> Counter[int]:
+    """How many micro-batches of each chunk of a pipeline rank wait for their backward pass at once, at most.
+
+    1F1B runs pp - stage - 1 forward passes before it alternates; the interleaved schedule, whose chunks take turns
+    every pp micro-batches, 2 (pp - stage - 1) + (vpp - 1) pp. One more is on its way.
+    Source: arXiv:2104.04473, section 2.2; megatron-core 0.16.1 schedules.py (get_pp_rank_microbatches).
+    """
+    pp, chunks = run.parallel.pipeline_model_parallel_size, run.virtual_pipeline_model_parallel_size or 1
+    ahead = pp - stage - 1
+    warm_up = ahead if chunks == 1 else 2 * ahead + (chunks - 1) * pp
+    forwards = min(warm_up + 1, run.num_microbatches * chunks)
+    return Counter(forward // pp % chunks for forward in range(forwards))
+
+
+def peak_bytes(run: RunConfig, vocab_size: int, stage: int) -> int:
+    """Bytes of activations that a pipeline rank holds at once, at most: all in flight, what is recomputed, the shared.
+
+    Args:
+        run: settings that pass the rules.
+        vocab_size: number of tokens the tokenizer knows.
+        stage: pipeline rank.
+    """
+    in_flight = chunks_in_flight(run, stage)
+    saved = sum(count * chunk_bytes(run, vocab_size, stage, chunk) for chunk, count in in_flight.items())
+    return saved + recomputed_bytes(run) + shared_bytes(run)
