@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from megatron_ext import log
 from megatron_ext.errors import ConfigError
 from megatron_ext.platform.interface import Platform
 
 
-def select_platform(device: str) -> Platform:
+def select_platform(device: str, tensor_ranks: int = 1) -> Platform:
     """Return the platform for `--device` auto, cpu or cuda; nothing is activated yet.
+
+    Args:
+        device: `--device`.
+        tensor_ranks: `--tensor-model-parallel-size`, by which CUDA's queues are chosen before it starts.
 
     Raises:
         ConfigError: `--device cuda` where torch sees no CUDA device.
     """
     import torch
 
+    from megatron_ext.platform.cuda import CudaPlatform, start_kernels_in_order
+
+    queues = start_kernels_in_order(tensor_ranks) if device != "cpu" else ""
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         raise ConfigError(
@@ -22,8 +30,8 @@ def select_platform(device: str) -> Platform:
             "use --device auto or --device cpu, or run tools/doctor.py to see what is installed",
         )
     if device == "cuda" or (device == "auto" and has_cuda):
-        from megatron_ext.platform.cuda import CudaPlatform
-
+        if queues:
+            log.info(queues)
         return CudaPlatform()
     from megatron_ext.platform.cpu import CpuPlatform
 

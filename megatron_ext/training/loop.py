@@ -46,7 +46,7 @@ def pretrain(resolved: Resolved, started_at: float) -> None:
         MegatronExtError: a mistake of the user's, the same on every rank.
     """
     run = resolved.run.with_values(global_batch_size=resolved.run.global_batch_size)
-    platform = select_platform(run.parallel.device)
+    platform = select_platform(run.parallel.device, run.parallel.tensor_model_parallel_size)
     run = run.with_values(device=platform.name)
     check_rules(run)  # again: only now is it known what `--device auto` means
     tokenizer = build_tokenizer(run.data.tokenizer_type, run.data.tokenizer_model, run.model.vocab_size)

@@ -9,7 +9,7 @@ from megatron_ext.model.counts import parameter_counts
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "models").glob("*.yaml"))
-LAYOUTS = {"laptop": 4, "node-8gpu": 8, "cluster-tp8-pp4": 64}
+LAYOUTS = {"laptop": 4, "data-parallel": 8, "node-8gpu": 8, "cluster-tp8-pp4": 64}
 PARAMETERS = {
     "tiny": 8_916_224,
     "llama2-7b": 6_738_415_616,
@@ -100,6 +100,16 @@ def test_model_presets_hold_the_architecture_only_and_have_the_published_size(na
     assert name == "tiny" or f" {PARAMETERS[name]:,} parameters" in first_line
 
 
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "laptop"])
+def test_layouts_for_gpus_have_the_flags_of_published_records(layout):
+    argv = [*config("models", "llama2-7b"), *config("parallel", layout), *config("train", "llama2")]
+    parallel = load_run_config(argv, LAYOUTS[layout], "model").run.parallel
+    assert parallel.use_distributed_optimizer and parallel.overlap_grad_reduce and parallel.overlap_param_gather
+    assert parallel.sequence_parallel == (parallel.tensor_model_parallel_size > 1)
+    # megatron-core's own choice grows with the number of data-parallel ranks
+    assert parallel.ddp_bucket_size is None
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("train", sorted(path.stem for path in (CONFIGS / "train").glob("*.yaml")))
 @pytest.mark.parametrize("model", MODELS)
@@ -109,7 +119,7 @@ def test_presets_combine(model, layout, train):
     alone = load_run_config(config("models", model), None, "model").run.model
     if alone.max_position_embeddings < 4096:  # the length of configs/train
         argv += ["--max-position-embeddings", "4096"]
-    if layout == "cluster-tp8-pp4" and train == "debug":
+    if layout in {"cluster-tp8-pp4", "data-parallel"} and train == "debug":
         argv += ["--global-batch-size", "16"]
     run = load_run_config(argv, LAYOUTS[layout]).run
     assert run.data_parallel_size >= 1 and run.num_microbatches >= 1

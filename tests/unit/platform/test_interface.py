@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 
 import pytest
 
 from megatron_ext.errors import ConfigError
 from megatron_ext.platform import Platform, select_platform
 from megatron_ext.platform.cpu import CpuPlatform
-from megatron_ext.platform.cuda import CudaPlatform
+from megatron_ext.platform.cuda import MAX_CONNECTIONS, CudaPlatform
 
 
 @pytest.mark.parametrize("platform", [CpuPlatform, CudaPlatform])
@@ -39,6 +40,47 @@ def test_name_and_backend_belong_together():
 def test_device_selects_the_platform(device: str, has_cuda: bool, expected: type, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: has_cuda)
     assert type(select_platform(device)) is expected
+
+
+@pytest.mark.parametrize(
+    ("device", "tensor_ranks", "chosen", "expected", "said"),
+    [
+        ("auto", 8, None, "1", "CUDA_DEVICE_MAX_CONNECTIONS set to 1"),
+        ("cuda", 2, None, "1", "CUDA_DEVICE_MAX_CONNECTIONS set to 1"),
+        ("cuda", 2, "1", "1", ""),
+        ("cuda", 2, "32", "32", "CUDA_DEVICE_MAX_CONNECTIONS is 32, as you set it"),
+        ("cuda", 1, None, None, ""),
+        ("cpu", 2, None, None, ""),
+    ],
+)
+def test_kernels_start_in_order_where_ranks_share_layers(
+    device: str,
+    tensor_ranks: int,
+    chosen: str | None,
+    expected: str | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Before the first question to CUDA, which reads the variable when it starts; a user's choice stays."""
+    monkeypatch.setenv(MAX_CONNECTIONS, "")
+    monkeypatch.delenv(MAX_CONNECTIONS)
+    if chosen is not None:
+        monkeypatch.setenv(MAX_CONNECTIONS, chosen)
+    seen: list[str | None] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: seen.append(os.environ.get(MAX_CONNECTIONS)) or True)
+    select_platform(device, tensor_ranks)
+    assert seen == [expected]
+    out = capsys.readouterr().out
+    assert out.startswith(said) and bool(out) == bool(said)
+
+
+def test_nothing_is_said_about_cuda_where_there_is_none(monkeypatch, capsys):
+    monkeypatch.setenv(MAX_CONNECTIONS, "")
+    monkeypatch.delenv(MAX_CONNECTIONS)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert type(select_platform("auto", 2)) is CpuPlatform
+    assert capsys.readouterr().out == ""
 
 
 def test_cuda_without_a_cuda_device_is_refused(monkeypatch: pytest.MonkeyPatch):
