@@ -5,7 +5,7 @@ materialised attention scores. The layers here differ (SwiGLU or GELU, RMSNorm o
 attention that saves a sum per row in place of the scores), so every term is counted anew; its name says what is
 saved, its comment why. Tensors that all layers and micro-batches share (RoPE's tables, ALiBi's bias) are
 `shared_bytes`. Not counted: parameters, what a kernel needs while it runs, and isolated documents, whose attention
-is cut into pieces (`--reset-attention-mask`).
+is cut into pieces (`--reset-attention-mask`); `is_counted` says for which runs the forms hold.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Sizes:
         stream: tokens of the residual stream: t, or t/tp under sequence parallelism.
         hidden: h.
         query: np * hn / tp.
-        key_value: ng * hn / tp, of keys or of values.
+        key_value: ng * hn / tp, of keys or of values; one head where ranks share them.
         heads: np / tp.
         ffn: f / tp.
         element: 2 or 4.
@@ -58,7 +58,7 @@ class Sizes:
             stream=tokens // tp if run.parallel.sequence_parallel else tokens,
             hidden=model.hidden_size or 0,
             query=model.heads * model.head_dim // tp,
-            key_value=model.query_groups * model.head_dim // tp,
+            key_value=max(1, model.query_groups // tp) * model.head_dim,
             heads=model.heads // tp,
             ffn=model.ffn_size // tp,
             element=2 if run.train.bf16 or run.train.fp16 else 4,
@@ -68,6 +68,12 @@ class Sizes:
     def residual(self) -> int:
         """Bytes of one tensor `[s, b, h]` of the residual stream."""
         return self.stream * self.hidden * self.element
+
+
+def is_counted(run: RunConfig) -> bool:
+    """Whether these forms hold: not where ranks share a sequence, documents are isolated or attention is filtered."""
+    isolated = run.data.reset_attention_mask
+    return run.parallel.context_parallel_size == 1 and not isolated and not run.model.localized_filtering
 
 
 def layer_bytes(run: RunConfig, recompute: bool = True) -> int:
@@ -206,7 +212,7 @@ def chunk_bytes(run: RunConfig, vocab_size: int, stage: int, chunk: int = 0) -> 
     chunks = run.virtual_pipeline_model_parallel_size or 1
     first = stage == 0 and chunk == 0
     last = stage == run.parallel.pipeline_model_parallel_size - 1 and chunk == chunks - 1
-    total = layers_bytes(run, run.layers_per_stage // chunks)
+    total = layers_bytes(run, run.layers_per_chunk[stage][chunk])
     total += sum(embedding_terms(run).values()) if first else 0
     return total + (sum(head_terms(run, vocab_size).values()) if last else 0)
 
@@ -231,7 +237,7 @@ def recomputed_bytes(run: RunConfig) -> int:
     train = run.train
     if train.recompute_granularity == "full":
         count = train.recompute_num_layers or 1 if train.recompute_method == "uniform" else 1
-        return min(count, run.layers_per_stage) * layer_bytes(run)
+        return min(count, max(map(max, run.layers_per_chunk))) * layer_bytes(run)
     return layer_bytes(run, recompute=False) - layer_bytes(run)
 
 

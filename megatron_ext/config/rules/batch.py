@@ -160,19 +160,6 @@ def recomputed_layers_fit_the_stage(run: RunConfig) -> str | None:
     return f"--recompute-num-layers {number} does not divide the {cut[0]} layers of a pipeline chunk into equal groups"
 
 
-@rule(needs="num_layers recompute_num_layers")
-def uniform_recomputation_has_equal_groups(run: RunConfig) -> str | None:
-    """megatron-core 0.16.1 walks over the end of a chunk whose last group is shorter."""
-    chunk = run.layers_per_stage // (run.virtual_pipeline_model_parallel_size or 1)
-    group = run.train.recompute_num_layers or 1
-    if run.train.recompute_method != "uniform" or chunk % group == 0 or group > chunk:
-        return None
-    return (
-        f"--recompute-num-layers {group} does not divide the {chunk} layers of a pipeline chunk, as --recompute-method "
-        "uniform needs"
-    )
-
-
 @rule()
 def garbage_interval_needs_manual_gc(run: RunConfig) -> str | None:
     """Python collects by itself otherwise."""

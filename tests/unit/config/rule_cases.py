@@ -147,11 +147,6 @@ CASES = {
         {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 5},
         "exceeds the 4 layers",
     ),
-    "uniform_recomputation_has_equal_groups": Case(
-        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2},
-        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 3},
-        "3 does not divide the 4 layers",
-    ),
     "garbage_interval_needs_manual_gc": Case(
         {"manual_gc": True, "manual_gc_interval": 5}, {"manual_gc_interval": 5}, "without --manual-gc"
     ),

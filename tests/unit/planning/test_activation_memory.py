@@ -17,6 +17,7 @@ from megatron_ext.parallel.world import start_layout
 from megatron_ext.planning.activation_memory import (
     chunk_bytes,
     chunks_in_flight,
+    is_counted,
     layer_bytes,
     layer_terms,
     peak_bytes,
@@ -202,3 +203,10 @@ def test_the_peak_is_what_is_in_flight():
 def test_the_layouts_are_legal():
     for world_size, flags in LAYOUTS.values():
         assert not failures(tiny_run("llama", world_size=world_size, num_layers=4, **flags), "model")
+
+
+def test_the_forms_say_where_they_do_not_hold():
+    assert is_counted(tiny_run())
+    assert not is_counted(tiny_run(reset_attention_mask=True))
+    assert not is_counted(tiny_run(context_parallel_size=2))
+    assert not is_counted(tiny_run(localized_filtering=True))
