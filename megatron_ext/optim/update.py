@@ -83,12 +83,14 @@ def agreed(optimizer: MegatronOptimizer, grad_norm: float) -> float:
     world_size = dist.get_world_size()
     if dist.get_world_size(optimizer.get_grad_stats_parallel_group()) == world_size:
         return grad_norm
-    is_bad = not math.isfinite(grad_norm)
-    bad_ranks = torch.tensor([float(is_bad)], device=optimizer.get_loss_scale().device)
-    dist.all_reduce(bad_ranks)
-    if is_bad and bad_ranks < world_size:
+    is_finite = math.isfinite(grad_norm)
+    finite_ranks = torch.tensor([float(is_finite)], device=optimizer.get_loss_scale().device)
+    dist.all_reduce(finite_ranks)
+    if finite_ranks == world_size:
+        return grad_norm
+    if not is_finite and finite_ranks:
         log.info_any_rank(f"rank {dist.get_rank()}: the norm of its own copy of the gradients is {grad_norm}")
-    return math.nan if bad_ranks and not is_bad else grad_norm
+    return math.nan if is_finite else grad_norm
 
 
 def gradient_norm(optimizer: MegatronOptimizer, loss_is_finite: bool) -> float:

@@ -61,7 +61,8 @@ class Ranks:
     ) -> Tensor:
         tp = SimpleNamespace(rank=lambda: 0, size=lambda: 1)
         cp = SimpleNamespace(rank=lambda: rank, size=lambda: self.size)
-        config = SimpleNamespace(attention_dropout=dropout, num_attention_heads=qkv[0].shape[2])
+        heads = qkv[0].shape[2]
+        config = SimpleNamespace(attention_dropout=dropout, num_attention_heads=heads, sequence_parallel=False)
         core = CausalAttention(config, positions, pg_collection=SimpleNamespace(tp=tp, cp=cp))
         return core(*(part_of(x, rank, self.size) for x in qkv), starts)
 

@@ -38,7 +38,7 @@ OPERATIONS = {
 GROUPS = {
     "TENSOR_MODEL_PARALLEL_GROUP": "tp", "PIPELINE_MODEL_PARALLEL_GROUP": "pp",
     "DATA_PARALLEL_GROUP_WITH_CP": "dp", "MODEL_PARALLEL_GROUP": "model", "EMBEDDING_GROUP": "embedding",
-    "default_pg": "world",
+    "default_pg": "world", "INTRA_DISTRIBUTED_OPTIMIZER_INSTANCE_GROUP": "instance",
 }  # fmt: skip
 """The description that megatron-core (or torch) gives a group, to its kind."""
 

@@ -46,7 +46,7 @@ class Place:
         stage = Grid.of_world(self.run.world_size, self.tp, self.pp).coordinates(case.rank).pp_rank
         self.first, self.last = stage == 0, stage == self.pp - 1
         self.chunks = self.run.virtual_pipeline_model_parallel_size or 1
-        self.layers, self.micro_batches = self.run.layers_per_stage, self.run.num_microbatches
+        self.layers, self.micro_batches = self.run.layers_per_stage[stage], self.run.num_microbatches
         self.tied = not model.untie_embeddings_and_output_weights
         self.recomputes = self.run.train.recompute_granularity == "full"
 
@@ -75,7 +75,9 @@ def expected(place: Place, buckets: int) -> Counts:
     sharded = place.run.parallel.use_distributed_optimizer
     counts: Counts = Counter({("dp", "all_reduce"): 2, ("pp", "broadcast"): 1})
     counts["pp", "broadcast"] += place.pp > 1
-    counts["world" if sharded else "model", "all_reduce"] += 1
+    counts["instance" if sharded else "model", "all_reduce"] += 1
+    # where data-parallel ranks hold copies, they make sure that all copies are finite
+    counts["world", "all_reduce"] += copies(place)
     counts["dp", "reduce_scatter" if sharded else "all_reduce"] += buckets
     counts["dp", "all_gather"] += buckets if sharded else 0
     counts["embedding", "all_reduce"] += place.tied and place.pp > 1 and (place.first or place.last)
@@ -83,6 +85,11 @@ def expected(place: Place, buckets: int) -> Counts:
     # every chunk but the model's first receives an activation and sends a gradient; every chunk but its last the rest
     moves = place.micro_batches * (2 * place.chunks - place.first - place.last)
     return +(counts + Counter({("pp", "send"): moves, ("pp", "recv"): moves}))
+
+
+def copies(place: Place) -> bool:
+    """Whether other ranks hold the same reduced gradients."""
+    return place.run.data_parallel_size > 1 and not place.run.parallel.use_distributed_optimizer
 
 
 def tensor_parallel(place: Place) -> Counts:
@@ -207,9 +214,13 @@ def test_parameters_gradients_and_state_lie_on_the_device(case: Case, happened: 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_host_waits_only_for_the_losses_and_the_norm(case: Case, happened: dict[str, Any]):
-    """Three numbers of the loss, which a GPU copies at once; the norm; megatron-core's look at the tokens per chunk."""
+    """Three numbers of the loss, which a GPU copies at once; the norm; megatron-core's look at the tokens per chunk.
+
+    And whether a copy of the gradients is not finite, where there are copies.
+    """
+    place = Place(case)
     for step in happened[case.name]["steps"]:
-        assert step["host_reads"] == 3 + 1 + Place(case).chunks
+        assert step["host_reads"] == 3 + 1 + place.chunks + copies(place)
 
 
 def test_nccl_is_started_with_this_ranks_device(happened: dict[str, Any]):
