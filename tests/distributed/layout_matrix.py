@@ -25,6 +25,7 @@ AXES: dict[str, dict[str, Settings]] = {
     "tensor": {f"tp{n}": {"tensor_model_parallel_size": n} for n in range(1, MOST_PROCESSES + 1)},
     "pipeline": {f"pp{n}": {"pipeline_model_parallel_size": n} for n in range(1, MOST_PROCESSES + 1)},
     "virtual": {"": {}, "vpp2": {"num_virtual_stages_per_pipeline_rank": 2}},
+    "context": {"": {}, "cp2": {"context_parallel_size": 2}, "cp4": {"context_parallel_size": 4}},
     "sequence": {"": {}, "sp": {"sequence_parallel": True}},
     "optimizer": {
         "": {},

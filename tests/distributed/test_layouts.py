@@ -61,7 +61,7 @@ HEADS = {2: [("one_group", "tp2 sp")], 4: [("one_group", "tp4"), ("two_groups", 
 
 CONTEXT = {
     1: [],
-    2: [(model, "cp2") for model in ("gqa", "isolated", "restarted", "lengthened", "normed", "gpt2")],
+    2: [(model, "cp2") for model in ("gqa", "isolated", "restarted", "lengthened", "normed", "gpt2", "noisy")],
     4: [
         ("alibi", "tp2 sp cp2"),
         ("moss", "tp2 sp cp2"),

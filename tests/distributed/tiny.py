@@ -27,7 +27,7 @@ MODELS = {
     "alibi": f"{LLAMA} --num-attention-heads 6 --position-embedding-type alibi",
     "gqa": f"{LLAMA} --num-attention-heads 12 --num-query-groups 4 --kv-channels 8 --position-embedding-type rope",
     # layers and heads for eight of everything
-    "wide": f"{LLAMA} --num-layers 8 --num-attention-heads 8 --position-embedding-type rope",
+    "wide": f"{LLAMA} --num-layers 8 --num-attention-heads 8 --num-query-groups 2 --position-embedding-type rope",
     # fewer key/value heads than tensor-parallel ranks
     "two_groups": f"{LLAMA} --num-attention-heads 12 --num-query-groups 2 --kv-channels 8 "
     "--position-embedding-type rope --add-qkv-bias",
