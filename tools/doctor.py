@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from megatron_ext.errors import run_command
+from megatron_ext.platform.kernels import Kernels
 
 PYTHON = (3, 11)
 MEGATRON_CORE = "0.16"
@@ -176,8 +177,9 @@ def check_kernels(installed: Installed) -> Iterator[Finding]:
         )
     else:
         have.append("Apex")
-    kernels = " + ".join([*have, "torch"])
-    yield Finding("ok", "kernels", kernels + (f" ({', '.join(absent)} not installed)" if absent else ""))
+    kernels = " + ".join([*have, "torch"]) + (f" ({', '.join(absent)} not installed)" if absent else "")
+    chosen = Kernels.of("TransformerEngine" in have, "Apex" in have).describe()
+    yield Finding("ok", "kernels", f"{kernels}; on a GPU {chosen}")
 
 
 def is_empty_transformer_engine(installed: Installed, folders: list[Path]) -> bool:

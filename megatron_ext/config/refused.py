@@ -12,7 +12,7 @@ _REASONS: tuple[tuple[str, str], ...] = (
     # Model
     (
         "the blocks are this project's own over megatron-core and chosen from the device",
-        "--transformer-impl --use-mcore-models --use-legacy-models --spec --attention-backend --use-flash-attn "
+        "--use-mcore-models --use-legacy-models --spec --attention-backend --use-flash-attn "
         "--use-te-activation-func --te-* --use-kitchen* --kitchen-* --use-fused-weighted-squared-relu "
         "--experimental-attention-variant --enable-experimental --symmetric-ar-type --disable-jit-fuser --test-mode",
     ),

@@ -71,6 +71,7 @@ UNMAPPED: dict[str, str] = {
     "muon_extra_scale_factor": "our update rule (optim/muon.py)",
     "muon_split_qkv": "our update rule (optim/muon.py)",
     "device": "platform/",
+    "transformer_impl": "our layers and update rule (platform/kernels.py)",
     "num_threads": "parallel/world.py",
 }
 

@@ -17,7 +17,7 @@ def add_embedding_norm(embedding: LanguageModelEmbedding, norm: type[torch.nn.Mo
 
     Args:
         embedding: of a first pipeline stage.
-        norm: a class of `NORMS`.
+        norm: what `norm_of` gives.
 
     Source: BLOOM's `word_embeddings_layernorm`, arXiv:2211.05100, section 3.2.2.
     """

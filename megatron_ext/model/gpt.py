@@ -28,12 +28,13 @@ from megatron_ext.model.embedding_noise import EmbeddingNoise
 from megatron_ext.model.embedding_norm import add_embedding_norm
 from megatron_ext.model.init import initialize_parameters
 from megatron_ext.model.localized_filtering import FilteredSelfAttention
-from megatron_ext.model.norm import NORMS
+from megatron_ext.model.norm import norm_of
 from megatron_ext.model.output_layer import output_layer_of
 from megatron_ext.model.parallel_residual import ParallelResidualLayer
 from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.model.shared_heads import SharedHeadsAttention
-from megatron_ext.model.te_attention import TransformerEngineAttention, has_transformer_engine
+from megatron_ext.model.te_attention import TransformerEngineAttention
+from megatron_ext.platform.kernels import ENGINE, choose_kernels
 
 
 class PretrainGPT(GPTModel):
@@ -126,13 +127,14 @@ def build_model(run: RunConfig, vocab_size: int, device: str) -> list[PretrainGP
 
 def layer_spec(run: RunConfig, device: str) -> ModuleSpec:
     """Return the module tree of one transformer layer: megatron-core's, with our norm and core attention."""
-    model, norm = run.model, NORMS[run.model.normalization]
+    kernels = choose_kernels(device, run.parallel.transformer_impl)
+    model, norm = run.model, norm_of(run.model, kernels)
     qkv_bias, output_bias, fc1_bias, fc2_bias = model.biased_projections
     positions = positions_of(run)
     ours = positions.alibi or positions.reads_documents
     # Transformer Engine shares a sequence between ranks in half precision only
     shares = run.parallel.context_parallel_size == 1 or run.train.bf16 or run.train.fp16
-    on_engine = device == "cuda" and has_transformer_engine() and shares and not ours
+    on_engine = kernels.attention == ENGINE and shares and not ours
     attention = functools.partial(TransformerEngineAttention if on_engine else CausalAttention, positions=positions)
     filtering = {"norm": norm, "isolate": positions.isolate} if model.localized_filtering else {}
     return ModuleSpec(
@@ -181,13 +183,12 @@ def _build_chunk(
     first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage)
     last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage)
     learned = model.position_embedding_type == "learned_absolute"
+    norm = spec.submodules.input_layernorm
     chunk = PretrainGPT(
         run=run,
         true_vocab_size=vocab_size,
         config=core,
-        transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[spec] * num_layers, layer_norm=NORMS[model.normalization]
-        ),
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=norm),
         vocab_size=padded_vocab_size(run, vocab_size),
         max_sequence_length=model.max_position_embeddings or run.train.seq_length,
         pre_process=first,
@@ -202,7 +203,7 @@ def _build_chunk(
         alpha, seed = run.train.neftune_noise_alpha, run.train.seed
         chunk.embedding_noise = EmbeddingNoise(alpha, seed, chunk.embedding, chunk.pg_collection.cp)
     if model.embedding_layernorm and first:
-        add_embedding_norm(chunk.embedding, NORMS[model.normalization])
+        add_embedding_norm(chunk.embedding, norm)
     if learned and first:
         # the only parameter that megatron-core leaves in fp32 (its Float16Module casts it later)
         chunk.embedding.position_embeddings.to(core.params_dtype)

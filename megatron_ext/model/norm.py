@@ -6,10 +6,18 @@ megatron-core's own torch norm refuses `sequence_parallel`; these mark their par
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
+
+from megatron_ext.config import ModelConfig
+from megatron_ext.platform.kernels import APEX, Kernels
 
 
 class RMSNorm(torch.nn.Module):
@@ -20,14 +28,30 @@ class RMSNorm(torch.nn.Module):
     Source: arXiv:1910.07467, equation 4.
     """
 
+    apex = False
+
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
         super().__init__()
         self.eps = eps
+        self.function = _apex("fused_rms_norm_affine", hidden_size) if self.apex else rms_norm
         self.weight = _parameter(config, torch.ones(hidden_size, dtype=config.params_dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (see the class)."""
-        return _RMSNormFunction.apply(x, self.weight, self.eps)
+        return self.function(x, self.weight, eps=self.eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm's formula: torch's fused kernel on a GPU, ours on a CPU, where torch has none. Rank-local.
+
+    Args:
+        x: `[..., h]`.
+        weight: `[h]`.
+        eps: added to the mean of squares.
+    """
+    if x.is_cuda:
+        return functional.rms_norm(x, weight.shape, weight, eps)
+    return _RMSNormFunction.apply(x, weight, eps)
 
 
 class _RMSNormFunction(torch.autograd.Function):
@@ -59,20 +83,35 @@ class LayerNorm(torch.nn.Module):
     Source: arXiv:1607.06450.
     """
 
+    apex = False
+
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
         super().__init__()
         self.eps = eps
-        self.hidden_size = (hidden_size,)
+        torchs = functools.partial(functional.layer_norm, normalized_shape=(hidden_size,))
+        self.function = _apex("fused_layer_norm_affine", hidden_size) if self.apex else torchs
         self.weight = _parameter(config, torch.ones(hidden_size, dtype=config.params_dtype))
         self.bias = _parameter(config, torch.zeros(hidden_size, dtype=config.params_dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (see the class)."""
-        return functional.layer_norm(x, self.hidden_size, self.weight, self.bias, self.eps)
+        return self.function(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
 NORMS: dict[str, type[torch.nn.Module]] = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}
 """`--normalization` to its class."""
+
+
+def norm_of(model: ModelConfig, kernels: Kernels) -> type[torch.nn.Module]:
+    """Return the class of the norm of `model`, one with Apex's kernels where `kernels` says so."""
+    norm = NORMS[model.normalization]
+    # a class, since megatron-core takes its norms as classes only
+    return type(f"Apex{norm.__name__}", (norm,), {"apex": True}) if kernels.norm == APEX else norm
+
+
+def _apex(name: str, hidden_size: int) -> Callable[..., Tensor]:
+    function: Any = getattr(importlib.import_module("apex.normalization.fused_layer_norm"), name)
+    return functools.partial(function, normalized_shape=(hidden_size,))
 
 
 def _parameter(config: TransformerConfig, value: Tensor) -> torch.nn.Parameter:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
@@ -12,18 +10,6 @@ from torch import Tensor
 from megatron_ext.model.attention import Positions
 from megatron_ext.model.context_parallel import context_group, places_of_part
 from megatron_ext.model.rotary import apply_rotary
-
-
-def has_transformer_engine() -> bool:
-    """Return whether Transformer Engine's torch part is installed (the bare meta package is not enough)."""
-    return importlib.util.find_spec("transformer_engine_torch") is not None
-
-
-def describe_kernels() -> str:
-    """Return in one clause which kernels compute, in place of megatron-core's warnings at import."""
-    absent = [] if has_transformer_engine() else ["TransformerEngine"]
-    absent += [] if importlib.util.find_spec("amp_C") is not None else ["NVIDIA's Apex"]
-    return "torch" + (f" ({', '.join(absent)} not installed)" if absent else " and the installed GPU libraries")
 
 
 class TransformerEngineAttention(torch.nn.Module):

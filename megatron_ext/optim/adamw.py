@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.optim.adamw import adamw
 
 
 class AdamW(torch.optim.AdamW):
@@ -75,16 +74,15 @@ def _adamw_update(
 ) -> None:
     parameters = [parameter for parameter, _ in with_gradient]
     beta1, beta2 = group["betas"]
-    # the fused kernel adds one to each step tensor before it uses it
-    steps = [torch.tensor(float(group["step"] - 1), device=parameters[0].device) for _ in parameters]
-    adamw(
+    # one step for all, filled on the device: torch's own function would want a tensor, and a copy from the host, each
+    step = torch.full((), float(group["step"]), device=parameters[0].device)
+    torch._fused_adamw_(
         parameters,
         [gradient for _, gradient in with_gradient],
         [state[parameter]["exp_avg"] for parameter in parameters],
         [state[parameter]["exp_avg_sq"] for parameter in parameters],
         [],
-        steps,
-        fused=True,
+        [step] * len(parameters),
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,

@@ -18,9 +18,11 @@ from megatron.core.optimizer.optimizer import (
 from megatron_ext.config import RunConfig
 from megatron_ext.config.to_core import optimizer_config
 from megatron_ext.optim.adamw import SGD, AdamW
+from megatron_ext.optim.fused_adam import adam_of
 from megatron_ext.optim.groups import parameter_groups
 from megatron_ext.optim.lion import Lion
 from megatron_ext.optim.muon import Muon, muon_settings
+from megatron_ext.platform.kernels import choose_kernels
 
 UpdateRule: TypeAlias = AdamW | SGD | Lion | Muon
 
@@ -92,7 +94,8 @@ def _update_rule(run: RunConfig, groups: list[dict[str, Any]]) -> UpdateRule:
     }
     if optim.optimizer == "muon":
         return Muon(groups, muon_settings(run), parallel_state.get_tensor_model_parallel_group(), **adamw)
-    return AdamW(groups, **adamw)
+    device = "cuda" if any(parameter.is_cuda for group in groups for parameter in group["params"]) else "cpu"
+    return adam_of(choose_kernels(device, run.parallel.transformer_impl).adam)(groups, **adamw)
 
 
 def _grad_scaler(run: RunConfig) -> MegatronGradScaler | None:

@@ -15,9 +15,9 @@ from megatron_ext.config import Resolved, RunConfig, check_rules, run_config_to_
 from megatron_ext.data.datasets import DatasetRequest, Datasets, build_datasets
 from megatron_ext.errors import ConfigError, TrainingError
 from megatron_ext.model.counts import padded_vocab_size, parameter_counts
-from megatron_ext.model.te_attention import describe_kernels
 from megatron_ext.parallel.world import start_world
 from megatron_ext.platform import select_platform
+from megatron_ext.platform.kernels import describe_kernels
 from megatron_ext.tokenizer.base import Tokenizer
 from megatron_ext.tokenizer.build import build_tokenizer
 from megatron_ext.training.batch_size import total_samples
@@ -178,7 +178,7 @@ def introduce(parts: Components, platform: str) -> None:
         f"tensor parallel {world.grid.tp_size} x pipeline {world.grid.pp_size} x "
         f"context {world.grid.cp_size} x data {world.grid.dp_size}; "
         f"vocabulary {parts.tokenizer.vocab_size} padded to {rows}; {describe_data(parts.datasets)}; "
-        f"kernels: {describe_kernels()}"
+        f"kernels: {describe_kernels(platform, run.parallel.transformer_impl)}"
     )
     if world.rank == 0:
         make_output_folders(run)

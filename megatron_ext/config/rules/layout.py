@@ -206,5 +206,11 @@ def nccl_needs_a_gpu(run: RunConfig) -> str | None:
     return "--distributed-backend nccl needs a GPU and --device is cpu: use gloo, or leave the backend out"
 
 
+@rule()
+def transformer_engine_needs_a_gpu(run: RunConfig) -> str | None:
+    """Its kernels, and the choice between them and PyTorch's, are for GPUs."""
+    return without_effect(run, "transformer_impl", "with --device cpu") if run.parallel.device == "cpu" else None
+
+
 def _counting(run: RunConfig) -> str:
     return ", embedding and head counted as asked," if run.parallel.parts_counted_as_layers else ""

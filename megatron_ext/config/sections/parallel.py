@@ -85,6 +85,11 @@ class ParallelConfig(Section):
         10, "how long a collective waits before the job is ended", unit="minutes", bounds="[1, inf)"
     )
     device: str = knob("auto", "where to compute; auto: a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    transformer_impl: str | None = knob(
+        None,
+        "whose kernels a GPU runs: PyTorch's, or Transformer Engine's and Apex's; absent: those that are installed",
+        choices=("local", "transformer_engine"),
+    )
     num_threads: int | None = knob(
         None,
         "CPU threads of each process; absent: the cores divided by the processes of this machine",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_ext.model.norm import NORMS, LayerNorm, RMSNorm
+from megatron_ext.config import ModelConfig
+from megatron_ext.model.norm import NORMS, LayerNorm, RMSNorm, norm_of
+from megatron_ext.platform.kernels import APEX, Kernels
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 SHAPES = [(7, 3, 32), (1, 1, 5), (4, 3), (2, 3, 4, 17)]
@@ -145,3 +148,25 @@ def test_names_of_the_parameters_are_canonical():
 def test_what_megatron_core_passes_besides_is_taken(name: str):
     norm = NORMS[name](config=config(), hidden_size=8, eps=0.25, unknown_to_us=True)
     assert norm.eps == 0.25
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_apexs_kernels_are_called_as_apex_wants(name: str, monkeypatch: pytest.MonkeyPatch):
+    """A stand-in with Apex's signatures; parameters, their names and their marks stay ours."""
+    module = ModuleType("apex.normalization.fused_layer_norm")
+    module.fused_rms_norm_affine = lambda input, weight, normalized_shape, eps=1e-6: functional.rms_norm(
+        input, normalized_shape, weight, eps
+    )
+    module.fused_layer_norm_affine = lambda input, weight, bias, normalized_shape, eps=1e-6: functional.layer_norm(
+        input, normalized_shape, weight, bias, eps
+    )
+    for parent in ("apex", "apex.normalization"):
+        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    kind = norm_of(ModelConfig(normalization=name), Kernels(norm=APEX))
+    apex, ours = kind(config(sequence_parallel=True), 24, 1e-3), NORMS[name](config(sequence_parallel=True), 24, 1e-3)
+    assert isinstance(kind, type) and [*apex.state_dict()] == [*ours.state_dict()]
+    assert apex.weight.sequence_parallel
+    x = torch.randn(6, 2, 24, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(apex(x), ours(x))
+    assert norm_of(ModelConfig(normalization=name), Kernels()) is NORMS[name]

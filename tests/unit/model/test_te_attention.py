@@ -10,7 +10,6 @@ import torch
 
 from megatron_ext.config import load_run_config
 from megatron_ext.config.rope_scaling import RopeScaling
-from megatron_ext.model import te_attention
 from megatron_ext.model.attention import CausalAttention, Positions
 from megatron_ext.model.gpt import layer_spec
 from megatron_ext.model.rotary import apply_rotary
@@ -63,11 +62,6 @@ def test_ranks_of_a_sequence_rotate_by_the_places_of_their_parts(kernel: None):
         torch.testing.assert_close(out, part_of(whole, rank, 2), rtol=0, atol=0)
 
 
-def test_what_is_missing_is_told_in_one_clause(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(te_attention, "has_transformer_engine", lambda: False)
-    assert te_attention.describe_kernels() == "torch (TransformerEngine, NVIDIA's Apex not installed)"
-
-
 def test_the_kernel_adds_nothing_to_checkpoints(kernel: None):
     attention = TransformerEngineAttention(None, Positions())
     assert not attention.state_dict() and not list(attention.parameters())
@@ -79,6 +73,7 @@ def test_the_kernel_adds_nothing_to_checkpoints(kernel: None):
         ("cuda", "rope", True, TransformerEngineAttention),
         ("cuda", "rope", False, CausalAttention),
         ("cuda", "rope --rotary-interleaved --use-rope-scaling --parallel-residual", True, TransformerEngineAttention),
+        ("cuda", "rope --transformer-impl local", True, CausalAttention),
         ("cuda", "alibi", True, CausalAttention),
         ("cuda", "alibi --embedding-layernorm", True, CausalAttention),
         ("cpu", "rope", True, CausalAttention),
@@ -90,10 +85,8 @@ def test_the_kernel_adds_nothing_to_checkpoints(kernel: None):
     ],
 )
 def test_the_kernel_is_taken_on_a_gpu_that_has_it(device, positions, installed, expected, monkeypatch):
-    monkeypatch.setattr("megatron_ext.model.gpt.has_transformer_engine", lambda: installed)
-    run = load_run_config(
-        f"{MODEL} {positions}".split(), None, "model"
-    ).run  # positions may bring flags about documents
+    monkeypatch.setattr("megatron_ext.platform.kernels.has_transformer_engine", lambda: installed)
+    run = load_run_config(f"{MODEL} {positions}".split(), 1, "model").run  # positions may bring flags about documents
     attention = layer_spec(run, device).submodules.self_attention.submodules.core_attention
     assert attention.func is expected
 

@@ -54,11 +54,12 @@ class Collective(NamedTuple):
 
 
 class Recorder(TorchDispatchMode):
-    """Writes down every collective, in order, and counts how often the host reads a number of the device."""
+    """Writes down collectives, in order, the names of operations, and how often the host reads from the device."""
 
     def __init__(self) -> None:
         super().__init__()
         self.collectives: list[Collective] = []
+        self.operations: set[str] = set()
         self.host_reads = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -66,6 +67,7 @@ class Recorder(TorchDispatchMode):
             self.host_reads += args[0].device.type == "cuda"
             return True if args[0].dtype is torch.bool else 1.0
         name = func._schema.name
+        self.operations.add(name)
         if not name.startswith("c10d::"):
             return func(*args, **(kwargs or {}))
         self._record(name.removeprefix("c10d::"), args)

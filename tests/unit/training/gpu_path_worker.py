@@ -51,7 +51,13 @@ def step_as(case: Case) -> dict[str, Any]:
                 result = train_step(parts, state, readers)
                 state.advance(result)
                 steps.append(what_happened(recorder, result))
-        return {"steps": steps, "backend": started["backend"], "device_id": str(started["device_id"]), **held(parts)}
+        return {
+            "steps": steps,
+            "operations": sorted(recorder.operations),
+            "backend": started["backend"],
+            "device_id": str(started["device_id"]),
+            **held(parts),
+        }
 
 
 def what_happened(recorder: Recorder, result: Any) -> dict[str, Any]:

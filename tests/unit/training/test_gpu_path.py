@@ -223,6 +223,15 @@ def test_the_host_waits_only_for_the_losses_and_the_norm(case: Case, happened: d
         assert step["host_reads"] == 3 + 1 + place.chunks + copies(place)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_norms_update_and_clipping_are_fused(case: Case, happened: dict[str, Any]):
+    operations = set(happened[case.name]["operations"])
+    assert operations >= {"aten::_fused_adamw_", "aten::_foreach_norm", "aten::_foreach_mul_"}
+    # a build of torch without CUDA has no kernel and shows what its rms_norm is composed of; ours computes in place
+    torchs = operations & {"aten::_fused_rms_norm", "aten::rsqrt"}
+    assert bool(torchs) == (case.run().model.normalization == "RMSNorm") and "aten::rsqrt_" not in operations
+
+
 def test_nccl_is_started_with_this_ranks_device(happened: dict[str, Any]):
     for report in happened.values():
         assert (report["backend"], report["device_id"]) == ("nccl", "cuda:0")

@@ -1,0 +1,86 @@
+"""Whose kernels compute: PyTorch's own, or those of Transformer Engine and NVIDIA's Apex where they are installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+
+from megatron_ext.errors import ConfigError
+
+TORCH, ENGINE, APEX = "torch", "TransformerEngine", "Apex"
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The back end of each part.
+
+    Attributes:
+        attention: causal attention without ALiBi and without isolated documents, which are always PyTorch's.
+        norm: RMSNorm and LayerNorm. Never Transformer Engine's, whose norms keep a state of their own in checkpoints.
+        adam: the update rule of `--optimizer adam`.
+    """
+
+    attention: str = TORCH
+    norm: str = TORCH
+    adam: str = TORCH
+
+    @classmethod
+    def of(cls, engine: bool, apex: bool) -> Kernels:
+        """The choice on a GPU with these libraries."""
+        adam = ENGINE if engine else APEX if apex else TORCH
+        return cls(ENGINE if engine else TORCH, APEX if apex else TORCH, adam)
+
+    def describe(self) -> str:
+        """All of it in one clause."""
+        return f"attention {self.attention}, norms {self.norm}, Adam {self.adam}"
+
+
+def choose_kernels(device: str, transformer_impl: str | None = None) -> Kernels:
+    """Return whose kernels compute on `device`.
+
+    Args:
+        device: `cpu` or `cuda`.
+        transformer_impl: `--transformer-impl`: local for PyTorch's, transformer_engine to insist on that library;
+            None takes what is installed.
+
+    Raises:
+        ConfigError: Transformer Engine was asked for and is not there.
+    """
+    if device != "cuda" or transformer_impl == "local":
+        return Kernels()
+    engine = has_transformer_engine()
+    if transformer_impl == "transformer_engine" and not engine:
+        raise ConfigError(
+            "--transformer-impl transformer_engine was asked for, but the library is not installed",
+            "its torch part, transformer_engine_torch, cannot be found",
+            "install requirements/gpu.txt, or leave the flag out",
+        )
+    return Kernels.of(engine, has_apex())
+
+
+def has_transformer_engine() -> bool:
+    """Return whether Transformer Engine's torch part is installed (the bare meta package is not enough)."""
+    return importlib.util.find_spec("transformer_engine_torch") is not None
+
+
+def has_apex() -> bool:
+    """Return whether NVIDIA's Apex is installed, with its compiled norms and optimizers; another project has its name.
+
+    So its parts are looked for, not the name alone.
+    """
+    if importlib.util.find_spec("apex") is None or importlib.util.find_spec("fused_layer_norm_cuda") is None:
+        return False
+    try:
+        norms, optimizers = map(importlib.import_module, ("apex.normalization.fused_layer_norm", "apex.optimizers"))
+    except ImportError:
+        return False
+    return hasattr(norms, "fused_rms_norm_affine") and hasattr(optimizers, "FusedAdam")
+
+
+def describe_kernels(device: str, transformer_impl: str | None = None) -> str:
+    """Return in one clause which kernels compute, in place of megatron-core's warnings at import."""
+    absent = [] if has_transformer_engine() else [ENGINE]
+    absent += [] if has_apex() else ["NVIDIA's Apex"]
+    missing = f" ({', '.join(absent)} not installed)" if absent and device == "cuda" else ""
+    return choose_kernels(device, transformer_impl).describe() + missing

@@ -1,0 +1,79 @@
+"""Whose kernels compute: what is installed, unless the flag says otherwise; a namesake of Apex is not Apex."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from megatron_ext.errors import ConfigError
+from megatron_ext.platform import kernels
+from megatron_ext.platform.kernels import APEX, ENGINE, TORCH, Kernels, choose_kernels, describe_kernels, has_apex
+
+NVIDIAS = {
+    "apex.normalization.fused_layer_norm": {"fused_rms_norm_affine": None},
+    "apex.optimizers": {"FusedAdam": None},
+}
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch):
+    def install(engine: bool, apex: bool) -> None:
+        monkeypatch.setattr(kernels, "has_transformer_engine", lambda: engine)
+        monkeypatch.setattr(kernels, "has_apex", lambda: apex)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("device", "flag", "engine", "apex", "expected"),
+    [
+        ("cuda", None, False, False, Kernels(TORCH, TORCH, TORCH)),
+        ("cuda", None, True, False, Kernels(ENGINE, TORCH, ENGINE)),
+        ("cuda", None, False, True, Kernels(TORCH, APEX, APEX)),
+        ("cuda", None, True, True, Kernels(ENGINE, APEX, ENGINE)),
+        ("cuda", "transformer_engine", True, False, Kernels(ENGINE, TORCH, ENGINE)),
+        ("cuda", "local", True, True, Kernels()),
+        ("cpu", None, True, True, Kernels()),
+    ],
+)
+def test_what_is_installed_computes_on_a_gpu(installed, device, flag, engine, apex, expected):
+    installed(engine, apex)
+    assert choose_kernels(device, flag) == expected
+
+
+def test_a_library_that_is_asked_for_must_be_there(installed):
+    installed(False, True)
+    with pytest.raises(ConfigError, match=r"--transformer-impl transformer_engine .*not installed.*requirements/gpu"):
+        choose_kernels("cuda", "transformer_engine")
+
+
+def test_the_log_names_every_choice_and_what_is_missing(installed):
+    installed(False, False)
+    chosen = "attention torch, norms torch, Adam torch"
+    assert describe_kernels("cuda") == f"{chosen} (TransformerEngine, NVIDIA's Apex not installed)"
+    assert describe_kernels("cpu") == chosen
+    installed(True, True)
+    assert describe_kernels("cuda") == "attention TransformerEngine, norms Apex, Adam TransformerEngine"
+
+
+@pytest.mark.parametrize(
+    ("found", "modules", "expected"),
+    [
+        ({"apex", "fused_layer_norm_cuda"}, NVIDIAS, True),
+        ({"apex"}, NVIDIAS, False),  # Apex without its compiled parts
+        ({"apex", "fused_layer_norm_cuda"}, {**NVIDIAS, "apex.optimizers": {}}, False),
+        ({"apex", "fused_layer_norm_cuda"}, {}, False),  # the Pyramid add-on of that name
+        (set(), {}, False),
+    ],
+)
+def test_apex_is_known_by_its_parts(found, modules, expected, monkeypatch):
+    def import_module(name: str) -> ModuleType:
+        if name not in modules:
+            raise ModuleNotFoundError(name)
+        return SimpleNamespace(**modules[name])
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in found else None)
+    monkeypatch.setattr(kernels.importlib, "import_module", import_module)
+    assert has_apex() is expected
