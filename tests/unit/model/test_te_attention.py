@@ -86,7 +86,9 @@ def test_the_kernel_adds_nothing_to_checkpoints(kernel: None):
 )
 def test_the_kernel_is_taken_on_a_gpu_that_has_it(device, positions, installed, expected, monkeypatch):
     monkeypatch.setattr("megatron_ext.platform.kernels.has_transformer_engine", lambda: installed)
-    run = load_run_config(f"{MODEL} {positions}".split(), 1, "model").run  # positions may bring flags about documents
+    run = load_run_config(
+        f"{MODEL} {positions}".split(), None, "model"
+    ).run  # positions may bring flags about documents
     attention = layer_spec(run, device).submodules.self_attention.submodules.core_attention
     assert attention.func is expected
 
