@@ -65,7 +65,7 @@ def gathered_in_order_and_summed_in_fp32(group: dist.ProcessGroup) -> None:
 def attention(positions: Positions, cp: object, dropout: float = 0.0) -> CausalAttention:
     """Of four heads."""
     one = SimpleNamespace(rank=lambda: 0, size=lambda: 1)
-    config = SimpleNamespace(attention_dropout=dropout, num_attention_heads=4)
+    config = SimpleNamespace(attention_dropout=dropout, num_attention_heads=4, sequence_parallel=False)
     return CausalAttention(config, positions, pg_collection=SimpleNamespace(tp=one, cp=cp or one))
 
 
