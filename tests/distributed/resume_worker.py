@@ -43,46 +43,63 @@ RELAYOUT = {
     "dp2 distopt": "--use-distributed-optimizer --micro-batch-size 1",
 }
 
-UNEVEN_RELAYOUT = {name: UNEVEN[2][name] for name in ("pp2 1+3", "pp2 vpp3 counted", "pp2 vpp2 layout")}
+
+def some(*names: str) -> dict[str, str]:
+    """A few of `RELAYOUT`, for what the layouts that are left out treat alike."""
+    return {name: RELAYOUT[name] for name in names}
 
 
-INSTANCES = {
-    "dp4 distopt overlap, 2 instances": "--num-distributed-optimizer-instances 2 --use-distributed-optimizer "
-    f"{OVERLAP} --micro-batch-size 1",
-    "tp2 dp2 distopt": f"{TP2} --use-distributed-optimizer",
+OTHER_LAYOUT: dict[str, tuple[int, str, str, dict[str, str]]] = {
+    "fp32": (2, "rope", "", RELAYOUT),
+    "bf16, grouped queries": (2, "gqa", "--bf16", RELAYOUT),
+    "tied": (2, "gpt2", "", RELAYOUT),
+    "lion": (2, "gpt2", "--optimizer lion --adam-beta2 0.999 --lr 2e-4 --min-lr 0", some("tp2 sp", "dp2 distopt")),
+    "muon": (2, "gqa", "--bf16 --optimizer muon", some("tp2 sp", "pp2 vpp2")),
+    "the first stage trains nothing": (
+        2,
+        "rope",
+        "--bf16 --train-only output_layer.*",
+        some("pp2 vpp2", "dp2 distopt"),
+    ),
+    "stages of other numbers of layers": (
+        2,
+        "gpt2",
+        "",
+        {name: UNEVEN[2][name] for name in ("pp2 1+3", "pp2 vpp3 counted", "pp2 vpp2 layout")},
+    ),
+    "ranks that share a key and value head": (2, "one_group", "--bf16", some("tp2 sp", "dp2 distopt")),
+    # they hold the same weights, and shard the optimizer's state together
+    "ranks that share sequences": (
+        2,
+        "gqa",
+        "--bf16 --reset-attention-mask",
+        {"cp2 distopt": "--context-parallel-size 2 --use-distributed-optimizer", **some("dp2")},
+    ),
+    "instances of the optimizer": (
+        4,
+        "gpt2",
+        "--bf16",
+        {
+            "dp4 distopt overlap, 2 instances": "--num-distributed-optimizer-instances 2 --use-distributed-optimizer "
+            f"{OVERLAP} --micro-batch-size 1",
+            "tp2 dp2 distopt": f"{TP2} --use-distributed-optimizer",
+        },
+    ),
 }
+"""Name -> processes, model, flags, layouts: each is saved, and loaded by each."""
 
 
-def main(part: str, data: str, out: str, processes: str = "2") -> None:
-    """Run one part of the law: `same` or `other` layout, or `instances` of the optimizer (4 processes)."""
+def main(name: str, data: str, out: str, processes: str) -> None:
+    """Run one case of `SAME_LAYOUT` or of `OTHER_LAYOUT`."""
     with start_world(tiny_run("rope", "--micro-batch-size 1", int(processes), Path(data)), CpuPlatform()):
         stop_model_parallel()
-        if part == "instances":
-            every_pair("gpt2", f"--bf16 --data-path {data} --train-iters {STEPS}", Path(out), INSTANCES)
-        elif part == "same":
-            for name, (model, flags) in SAME_LAYOUT.items():
-                every_step(name, model, f"{flags} --data-path {data} --train-iters {STEPS}", Path(out))
+        lengths = f"--data-path {data} --train-iters {STEPS}"
+        if name in SAME_LAYOUT:
+            model, flags = SAME_LAYOUT[name]
+            every_step(name, model, f"{flags} {lengths}", Path(out))
         else:
-            for model, precision in (("rope", ""), ("gqa", "--bf16"), ("gpt2", "")):
-                every_pair(model, f"{precision} --data-path {data} --train-iters {STEPS}", Path(out), RELAYOUT)
-            lion = {name: RELAYOUT[name] for name in ("tp2 sp", "dp2 distopt")}
-            flags = f"--optimizer lion --adam-beta2 0.999 --lr 2e-4 --min-lr 0 --data-path {data} --train-iters {STEPS}"
-            every_pair("gpt2", flags, Path(out) / "lion", lion)
-            # stages of other numbers of layers; ranks that share a key/value head
-            every_pair("gpt2", f"--data-path {data} --train-iters {STEPS}", Path(out) / "uneven", UNEVEN_RELAYOUT)
-            shared = {name: RELAYOUT[name] for name in ("tp2 sp", "dp2 distopt")}
-            every_pair("one_group", f"--bf16 --data-path {data} --train-iters {STEPS}", Path(out), shared)
-            # ranks that share sequences hold the same weights, and shard the optimizer's state together
-            context = {"cp2 distopt": "--context-parallel-size 2 --use-distributed-optimizer", "dp2": RELAYOUT["dp2"]}
-            flags = f"--bf16 --reset-attention-mask --data-path {data} --train-iters {STEPS}"
-            every_pair("gqa", flags, Path(out) / "context", context)
-            muon = {name: RELAYOUT[name] for name in ("tp2 sp", "pp2 vpp2")}
-            flags = f"--bf16 --optimizer muon --data-path {data} --train-iters {STEPS}"
-            every_pair("gqa", flags, Path(out) / "muon", muon)
-            # the first stage trains nothing
-            head = {name: RELAYOUT[name] for name in ("pp2 vpp2", "dp2 distopt")}
-            flags = f"--bf16 --train-only output_layer.* --data-path {data} --train-iters {STEPS}"
-            every_pair("rope", flags, Path(out) / "head", head)
+            _, model, flags, layouts = OTHER_LAYOUT[name]
+            every_pair(model, f"{flags} {lengths}", Path(out), layouts)
 
 
 def every_step(name: str, model: str, flags: str, out: Path) -> None:
