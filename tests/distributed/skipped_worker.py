@@ -95,11 +95,11 @@ def made_bad(parts: Components, kind: str) -> Iterator[None]:
             hook.remove()
 
 
-def update_with_bad_gradients(optimizer: MegatronOptimizer, loss: float) -> Update:
+def update_with_bad_gradients(optimizer: MegatronOptimizer, loss: float, *rest: object) -> Update:
     """As `update_or_skip`, with NaN in every gradient."""
     for parameter in (p for group in model_groups(optimizer) for p in group):
         parameter.main_grad.fill_(math.nan)
-    return update_or_skip(optimizer, loss)
+    return update_or_skip(optimizer, loss, *rest)
 
 
 def model_groups(optimizer: MegatronOptimizer) -> list[list[torch.nn.Parameter]]:
