@@ -7,9 +7,7 @@ import importlib
 from typing import Any
 
 from megatron_ext.optim.adamw import AdamW
-from megatron_ext.platform.kernels import APEX, ENGINE, TORCH
-
-_MODULES = {ENGINE: "transformer_engine.pytorch.optimizers", APEX: "apex.optimizers"}
+from megatron_ext.platform.kernels import ENGINE, TORCH
 
 
 def adam_of(back_end: str) -> type[AdamW]:
@@ -18,13 +16,15 @@ def adam_of(back_end: str) -> type[AdamW]:
     All three compute the same formula, keep the step count in the parameter group and call the moments `exp_avg` and
     `exp_avg_sq`, so a checkpoint of one is a checkpoint of the others.
     """
-    return AdamW if back_end == TORCH else _fused_class(_MODULES[back_end])
+    if back_end == TORCH:
+        return AdamW
+    if back_end == ENGINE:
+        return _fused_class(importlib.import_module("transformer_engine.pytorch.optimizers").FusedAdam)
+    return _fused_class(importlib.import_module("apex.optimizers").FusedAdam)
 
 
 @functools.cache
-def _fused_class(module: str) -> Any:
-    base: Any = importlib.import_module(module).FusedAdam
-
+def _fused_class(base: Any) -> Any:
     class FusedAdam(base):  # type: ignore[misc]
         state_names = AdamW.state_names
         # the libraries create the moments in their first step, and only where there are none

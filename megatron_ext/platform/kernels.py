@@ -72,7 +72,8 @@ def has_apex() -> bool:
     if importlib.util.find_spec("apex") is None or importlib.util.find_spec("fused_layer_norm_cuda") is None:
         return False
     try:
-        norms, optimizers = map(importlib.import_module, ("apex.normalization.fused_layer_norm", "apex.optimizers"))
+        norms = importlib.import_module("apex.normalization.fused_layer_norm")
+        optimizers = importlib.import_module("apex.optimizers")
     except ImportError:
         return False
     return hasattr(norms, "fused_rms_norm_affine") and hasattr(optimizers, "FusedAdam")
