@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from megatron_ext.checkpoint.record import CheckpointRecord, read_record
 from megatron_ext.checkpoint.save import TOKENIZER_FOLDER, save_checkpoint
 from megatron_ext.checkpoint.storage import TensorPlanner, cause_of
 from megatron_ext.config import RunConfig
+from megatron_ext.config.sections.parallel import ParallelConfig
 from megatron_ext.errors import CheckpointError
 
 OPTIMIZER_PREFIX = "optimizer."
@@ -157,25 +159,9 @@ def write_full(directory: Path | str, full: FullState) -> Path:
 
 
 def single_process(run: RunConfig) -> RunConfig:
-    """Return `run` laid out on one CPU process."""
-    return run.with_values(
-        world_size=1,
-        tensor_model_parallel_size=1,
-        pipeline_model_parallel_size=1,
-        num_layers_per_virtual_pipeline_stage=None,
-        num_virtual_stages_per_pipeline_rank=None,
-        num_layers_in_first_pipeline_stage=None,
-        num_layers_in_last_pipeline_stage=None,
-        account_for_embedding_in_pipeline_split=False,
-        account_for_loss_in_pipeline_split=False,
-        pipeline_model_parallel_layout=None,
-        sequence_parallel=False,
-        use_distributed_optimizer=False,
-        overlap_grad_reduce=False,
-        overlap_param_gather=False,
-        distributed_backend=None,
-        device="cpu",
-    )
+    """Return `run` laid out on one CPU process: nothing of its layout stays but the number of threads."""
+    alone = ParallelConfig(device="cpu", num_threads=run.parallel.num_threads)
+    return dataclasses.replace(run, parallel=alone, world_size=1)
 
 
 def _is_vocabulary(name: str) -> bool:

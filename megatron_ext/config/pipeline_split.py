@@ -43,12 +43,11 @@ def read_layout(text: str) -> tuple[str, ...]:
 
 def layout_stages(parallel: ParallelConfig) -> tuple[str, ...] | None:
     """What `read_layout` makes of --pipeline-model-parallel-layout; None without one that can be read."""
+    text = parallel.pipeline_model_parallel_layout
+    if text is None:
+        return None
     try:
-        return (
-            None
-            if parallel.pipeline_model_parallel_layout is None
-            else read_layout(parallel.pipeline_model_parallel_layout)
-        )
+        return read_layout(text)
     except ValueError:
         return None
 

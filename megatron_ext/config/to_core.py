@@ -181,9 +181,8 @@ def _layout(run: RunConfig, device: str) -> dict[str, Any]:
     parallel, chunks = run.parallel, run.virtual_pipeline_model_parallel_size
     first, last = parallel.num_layers_in_first_pipeline_stage, parallel.num_layers_in_last_pipeline_stage
     if parallel.pipeline_model_parallel_size == 2 and first is not None:
-        last = (
-            None  # what is left; with both and chunks, megatron-core divides by the stages between, of which are none
-        )
+        # the last has what is left; told so, megatron-core divides by the stages between, of which there are none
+        last = None
     overlap = device == "cuda" and chunks is not None
     return {
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,

@@ -6,7 +6,7 @@ Under context parallelism a rank's queries are two chunks of the sequence; see `
 from __future__ import annotations
 
 import functools
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -65,9 +65,7 @@ class CausalAttention(torch.nn.Module):
     def __init__(self, config: TransformerConfig, positions: Positions, **rest: object) -> None:
         super().__init__()
         self.dropout = config.attention_dropout
-        # megatron-core runs the whole stage inside the fork under sequence parallelism. A second one would go on with
-        # the same numbers, but not in a recomputation, which is outside of the first: it would drop something else
-        self.forks = not config.sequence_parallel
+        self.sequence_parallel = config.sequence_parallel
         self.scale = rest.get("softmax_scale")
         group = rest["pg_collection"].tp  # type: ignore[attr-defined]
         heads = config.num_attention_heads // group.size()
@@ -106,11 +104,21 @@ class CausalAttention(torch.nn.Module):
         bias = _cached_bias(self.slopes, s, device) if self.slopes else None
         dropout = self.dropout if self.training else 0.0
         attend = functools.partial(self._attend, bias=bias, dropout=dropout)
-        with tensor_parallel.get_cuda_rng_tracker().fork() if dropout and self.forks else nullcontext():
+        with self._numbers_to_drop_by(dropout):
             if plan is not None:
                 return attend_by_document(query, key, value, plan, attend)
             out = attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
         return out.permute(2, 0, 1, 3).reshape(s, b, heads * hn)
+
+    def _numbers_to_drop_by(self, dropout: float) -> AbstractContextManager[None]:
+        """The generator of this rank's heads, which no other rank holds.
+
+        Under sequence parallelism megatron-core runs the whole stage inside that fork. A second one would go on with
+        the same numbers, but not in a recomputation, which is outside of the first: it would drop something else.
+        """
+        if not dropout or self.sequence_parallel:
+            return nullcontext()
+        return tensor_parallel.get_cuda_rng_tracker().fork()
 
     def _attend_with_others(self, query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None) -> Tensor:
         """Attend from this rank's two chunks of each sequence, `[s/cp, b, ...]`; collective over `self.context`."""
@@ -126,7 +134,7 @@ class CausalAttention(torch.nn.Module):
         documents = starts if positions.isolate else None
         dropout = self.dropout if self.training else 0.0
         outs = []
-        with tensor_parallel.get_cuda_rng_tracker().fork() if dropout else nullcontext():
+        with self._numbers_to_drop_by(dropout):
             for chunk, queries in zip(chunks_of(rank, size), query.chunk(2), strict=True):
                 end = (chunk + 1) * len(queries)
                 begin, mask = chunk_mask(self.slopes, documents, (end - len(queries), end), queries)

@@ -1,4 +1,4 @@
-"""Tensor-parallel ranks drop alike what they hold alike, and recomputation drops what the first pass dropped."""
+"""Ranks drop alike what they hold alike, and recomputation drops what the first pass dropped."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from tests.distributed.tiny import write_dataset
 pytestmark = pytest.mark.dist
 
 
-def test_dropout_over_ranks_and_recomputation(tmp_path: Path):
+@pytest.mark.parametrize("processes", [2, 4])
+def test_dropout_over_ranks_and_recomputation(tmp_path: Path, processes: int):
     write_dataset(tmp_path / "data")
-    run_worker("tests.distributed.dropout_worker", 2, [str(tmp_path / "data")], timeout_s=300.0)
+    arguments = [str(tmp_path / "data"), str(processes)]
+    run_worker("tests.distributed.dropout_worker", processes, arguments, timeout_s=300.0)

@@ -147,6 +147,18 @@ def distributed_optimizer_is_adam_or_lion(run: RunConfig) -> str | None:
     return f"--optimizer {optimizer} does not go with --use-distributed-optimizer, which is for adam and lion"
 
 
+@rule(needs="num_attention_heads")
+def muon_splits_whole_heads(run: RunConfig) -> str | None:
+    """Rows of queries, keys and values are told apart group by group."""
+    groups, tp = run.model.query_groups, run.parallel.tensor_model_parallel_size
+    if run.optim.optimizer != "muon" or not run.optim.muon_split_qkv or groups % tp == 0:
+        return None
+    return (
+        f"--optimizer muon needs whole key/value heads on every rank, --num-query-groups {groups} is not a multiple of "
+        f"--tensor-model-parallel-size {tp}: give --muon-no-split-qkv"
+    )
+
+
 @rule()
 def optimizer_options_fit_the_optimizer(run: RunConfig) -> str | None:
     """Each update rule has numbers of its own."""

@@ -11,6 +11,7 @@ import torch
 from megatron_ext.checkpoint.full import FullState, open_full, single_process, write_full
 from megatron_ext.checkpoint.load import load_checkpoint
 from megatron_ext.checkpoint.names import TRACKER, checkpoint_folder, replaced_folder
+from megatron_ext.config.sections.parallel import ParallelConfig
 from megatron_ext.errors import CheckpointError
 from megatron_ext.model.logits import full_logits
 from megatron_ext.parallel.world import World, start_world
@@ -142,11 +143,14 @@ def test_logits_are_the_training_models(tmp_path: Path):
 
 
 def test_the_single_process_layout_keeps_the_model():
-    run = tiny_run().with_values(
-        world_size=8, tensor_model_parallel_size=2, pipeline_model_parallel_size=2, sequence_parallel=True,
-        use_distributed_optimizer=True, bf16=True,
-    )  # fmt: skip
+    layout = {
+        "tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "context_parallel_size": 2,
+        "sequence_parallel": True, "pipeline_model_parallel_layout": "Et|tL", "use_distributed_optimizer": True,
+        "num_distributed_optimizer_instances": 2, "distributed_backend": "nccl", "device": "cuda", "num_threads": 3,
+    }  # fmt: skip
+    run = tiny_run().with_values(world_size=32, bf16=True, **layout)
     single = single_process(run)
     assert (single.world_size, single.data_parallel_size, single.parallel.model_parallel_size) == (1, 1, 1)
+    assert single.parallel == ParallelConfig(device="cpu", num_threads=3)
     assert single.model == run.model
     assert single.train == run.train

@@ -218,6 +218,11 @@ CASES = {
         {"optimizer": "muon", "use_distributed_optimizer": True},
         "--optimizer muon does not go with --use-distributed-optimizer",
     ),
+    "muon_splits_whole_heads": Case(
+        {"optimizer": "muon", "num_query_groups": 1, "muon_split_qkv": False},
+        {"optimizer": "muon", "num_query_groups": 1},
+        "--num-query-groups 1 is not a multiple of --tensor-model-parallel-size 2: give --muon-no-split-qkv",
+    ),
     "optimizer_options_fit_the_optimizer": Case(
         {"optimizer": "muon", "muon_momentum": 0.5, "adam_beta2": 0.5},
         {"optimizer": "adam", "muon_split_qkv": False},
