@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(0)]
 
 STEPS = 4
 FEW_PROCESSES = (1, 2, 3, 4)
-"""What a subset uses: eight processes on two cores say nothing that four do not, and take twice as long."""
+"""Of the subset. On two cores a case of eight takes twice as long as one of four; those are for `make test-all`."""
 
 
 @functools.cache
