@@ -80,9 +80,9 @@ CONTEXT = {
 def cases_of(processes: int) -> dict[tuple[str, str], str]:
     """Return (model, layout) -> flags of the cases with this many processes."""
     layouts = LAYOUTS[processes]
-    cases = {(model, name): flags for model in ("rope", "alibi") for name, flags in layouts.items()}
+    cases = {("rope", name): flags for name, flags in layouts.items()}
     few = {1: [], 2: ["tp2 sp", "pp2 vpp2"], 4: ["tp2 sp pp2 vpp2", "tp2 sp dp2 distopt"]}[processes]
-    cases |= {(model, name): layouts[name] for model in ("gqa", "gpt2") for name in few}
+    cases |= {(model, name): layouts[name] for model in ("alibi", "gqa", "gpt2") for name in few}
     apart = {1: ["recompute full", "recompute selective"], 2: ["tp2 sp", "pp2 vpp2"], 4: ["pp4"]}[processes]
     cases |= {("isolated", name): layouts[name] for name in apart}
     cases |= {("lengthened", name): layouts[name] for name in LENGTHENED[processes]}
