@@ -1,10 +1,14 @@
-"""What every test shares: the repository root, and that tests of hours run only when asked for."""
+"""What every test shares: the repository root, and which tests and which examples run when nothing is asked for."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.load_profile("ci")
+"""The same examples in every run, without time limits. `--hypothesis-profile=default` looks for others."""
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ FAMILIES = ("rope", "gqa", "wide", "isolated", "normed", "gpt2", "bloom", "moss"
 """Models of `tiny.MODELS`, one of each architecture whose layers are cut differently."""
 
 MOST_PROCESSES = 8
-BATCH = "--global-batch-size 8 --micro-batch-size 1"
+BATCH = "--global-batch-size 8 --micro-batch-size 1 --eval-iters 1"
 
 Settings = Mapping[str, Any]
 

@@ -17,7 +17,8 @@ from tests.distributed.tiny import write_dataset
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(0)]
 
-STEPS = 4
+STEPS = 2
+"""The gradients of the first are compared, and the loss of the second shows that they were applied."""
 FEW_PROCESSES = (1, 2, 3, 4)
 """Of the subset. On two cores a case of eight takes twice as long as one of four; those are for `make test-all`."""
 

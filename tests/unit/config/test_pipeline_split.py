@@ -63,23 +63,28 @@ def run_of(pp: int, layers: int, **values: object) -> RunConfig:
 
 @given(
     pp=st.integers(2, 5),
-    layers=st.integers(1, 48),
+    each=st.integers(2, 7),
     chunks=st.sampled_from([None, None, 2, 3]),
-    first=st.none() | st.integers(1, 9),
-    last=st.none() | st.integers(1, 9),
+    first=st.none() | st.integers(1, 4),
+    last=st.none() | st.integers(1, 4),
     embedding=st.booleans(),
     loss=st.booleans(),
 )
-def test_chunks_are_megatron_cores_and_follow_each_other(pp, layers, chunks, first, last, embedding, loss):
-    counted = first is None and last is None
+def test_chunks_are_megatron_cores_and_follow_each_other(pp, each, chunks, first, last, embedding, loss):
+    """Every chunk has `each` layers, but those of the first and the last stage where they are named or counted.
+
+    Two at least, for the embedding and the head may each take the place of one.
+    """
+    counted = {"embedding": embedding, "loss": loss} if first is None and last is None else {}
+    named = [number * (chunks or 1) for number in (first, last) if number is not None]
+    layers = sum(named) + each * (chunks or 1) * (pp - len(named)) - sum(counted.values())
     run = run_of(
         pp,
         layers,
         num_virtual_stages_per_pipeline_rank=chunks,
-        num_layers_in_first_pipeline_stage=first,
-        num_layers_in_last_pipeline_stage=last,
-        account_for_embedding_in_pipeline_split=embedding and counted,
-        account_for_loss_in_pipeline_split=loss and counted,
+        num_layers_in_first_pipeline_stage=first and first * (chunks or 1),
+        num_layers_in_last_pipeline_stage=last and last * (chunks or 1),
+        **{f"account_for_{what}_in_pipeline_split": value for what, value in counted.items()},
     )
     assume(failures(run, "model") == {})
     core = to_core.transformer_config(run, "cpu")
