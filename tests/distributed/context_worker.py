@@ -5,7 +5,6 @@ Exits with an AssertionError at the first difference.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,7 +120,3 @@ def own_dropout(world: World, group: dist.ProcessGroup) -> None:
     everyone = [torch.empty_like(drawn[0]) for _ in range(group.size())]
     dist.all_gather(everyone, drawn[0], group=group)
     assert not any(one.equal(other) for index, one in enumerate(everyone) for other in everyone[:index])
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -52,7 +51,3 @@ def same_on_all_ranks(tensor: torch.Tensor) -> bool:
     shares = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(shares, tensor.contiguous())
     return all(share.equal(tensor) for share in shares)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -88,7 +88,3 @@ def fork_rank(rank: int, words: list[str]) -> int:
     finally:
         sys.stdout.flush()
         os._exit(status)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.distributed.processes import run_worker
 
-CASES_IN_A_LAUNCH = 10
+CASES_IN_A_LAUNCH = 4
 """gloo's threads stay in a process that opens many worlds, and slow it down."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,3 @@ def first_gradients(parts: Components) -> dict[str, np.ndarray]:
     prefix, beta1 = "optimizer.state.exp_avg.", parts.run.optim.adam_beta1
     state = gathered_state(parts, with_optimizer=True)
     return {name.removeprefix(prefix): value / (1 - beta1) for name, value in state.items() if name.startswith(prefix)}
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

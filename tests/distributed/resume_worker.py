@@ -5,7 +5,6 @@ Exits with an AssertionError that names the step and the value at the first diff
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +164,3 @@ def same_state(what: str, one: State, other: State) -> None:
     assert set(one) == set(other), f"{what}: {set(one) ^ set(other)}"
     different = [name for name in one if not np.array_equal(one[name], other[name])]
     assert not different, f"{what}: {different} on rank {dist.get_rank()}"
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,7 +120,3 @@ def forward_with_bad_report(*arguments: object) -> tuple:
         return total, counted, report
 
     return output, losses
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -47,7 +46,3 @@ def live(flags: str, folder: Path, until: int) -> None:
         introduce(parts, "cpu")
         state = start_state(parts)
         train(parts, state, StopConditions(parts.run, state.iteration, time.monotonic(), StopSignals(enabled=False)))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
