@@ -7,8 +7,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# the same examples in every run, without time limits; `--hypothesis-profile=default` looks for others
 hypothesis.settings.load_profile("ci")
-"""The same examples in every run, without time limits. `--hypothesis-profile=default` looks for others."""
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,15 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["tests.distributed.layouts_worker"])
 """Ranks are forked from one process that has imported everything: an import is 4.6 s, two cores share those of all."""
 
+FORKED.set_forkserver_preload(["tests.distributed.layouts_worker"])
+
 LAST_WORDS_S = 10.0
+"""How long the others may go on after a rank has failed."""
 
 
 def run_worker(module: str, processes: int, arguments: list[str], timeout_s: float = 840.0) -> None:
@@ -29,7 +32,6 @@ def run_worker(module: str, processes: int, arguments: list[str], timeout_s: flo
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
     }
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the process to fork from, which starts with the first rank
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / f"rank{rank}" for rank in range(processes)]
         ranks = [
@@ -39,8 +41,10 @@ def run_worker(module: str, processes: int, arguments: list[str], timeout_s: flo
             )
             for rank, output in enumerate(outputs)
         ]
-        for process in ranks:
-            process.start()
+        # read by the process to fork from, which starts with the first rank
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
+            for process in ranks:
+                process.start()
         try:
             wait_for(ranks, timeout_s)
         finally:
