@@ -33,6 +33,9 @@ from megatron_ext.errors import DataError, MegatronExtError
 MOST_RETRIES = 5
 """How often a shard whose machine or process dies is begun again; it goes on from what its journal says."""
 
+CANCEL_SECONDS = 30.0
+"""How long the other shards are waited for after one has failed: they are killed, but not at once."""
+
 
 def preprocess_on_ray(
     request: PreprocessRequest, num_shards: int | None, address: str | None = None
@@ -162,6 +165,8 @@ def _run(ray: Any, request: PreprocessRequest, shards: Sequence[Shard]) -> None:
         with contextlib.suppress(ray.exceptions.RayError):
             for other in running:
                 ray.cancel(other, force=True)
+            if running:  # whoever begins anew, or tidies up, must not meet them
+                ray.wait(running, num_returns=len(running), timeout=CANCEL_SECONDS)
 
 
 def _preprocess_shard(request: PreprocessRequest, folder: str) -> str | None:

@@ -139,6 +139,8 @@ def test_a_failing_shard_is_one_paragraph_and_resumes(cluster: Any, corpus: Path
         DataError, match=r"^shard [01] of 2 failed: line \d+ of .*a\.jsonl .*is bad: wrong type"
     ) as caught:
         preprocess_on_ray(stopping, num_shards=2)
+    journals = list((tmp_path / "stopped").glob("*.journal"))
+    assert not any(map(working_on, journals)), "a shard is still being written after the run has failed"
     shutil.rmtree(tmp_path / "stopped")
     assert "\n" not in str(caught.value)
     preprocess(dataclasses.replace(request, shard=Shard(1, 3)))
