@@ -25,12 +25,23 @@ from megatron_ext.errors import ConfigError, DataError, TokenizerError
 ROOT = Path(ordered_pool.__file__).resolve().parents[3]
 
 
+STRANGERS: set[int] = set()
+"""Children of this process from before these tests, such as the one that the ranks of other tests are forked from."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def strangers() -> Iterator[None]:
+    STRANGERS.update(children())
+    yield
+    STRANGERS.clear()
+
+
 def children() -> set[int]:
-    """Processes this process forked and has not waited for, zombies among them."""
+    """Processes that these tests forked and have not waited for, zombies among them."""
     found = set()
     for entry in Path("/proc/self/task").iterdir():
         found |= {int(pid) for pid in (entry / "children").read_text().split()}
-    return found
+    return found - STRANGERS
 
 
 @pytest.fixture(autouse=True)
