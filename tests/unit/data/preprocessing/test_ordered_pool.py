@@ -23,17 +23,13 @@ from megatron_ext.data.preprocessing.ordered_pool import ITEMS_AHEAD, MOST_DEATH
 from megatron_ext.errors import ConfigError, DataError, TokenizerError
 
 ROOT = Path(ordered_pool.__file__).resolve().parents[3]
-
-
 STRANGERS: set[int] = set()
 """Children of this process from before these tests, such as the one that the ranks of other tests are forked from."""
 
 
 @pytest.fixture(autouse=True, scope="module")
-def strangers() -> Iterator[None]:
+def strangers() -> None:
     STRANGERS.update(children())
-    yield
-    STRANGERS.clear()
 
 
 def children() -> set[int]:
