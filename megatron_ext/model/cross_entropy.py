@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -58,52 +60,110 @@ def cross_entropy_with_max_z(
     return _VocabParallelCrossEntropy.apply(logits, labels, vocab_size, group, weight)
 
 
+class RowStatistics(NamedTuple):
+    """What the gradient of the logits of some tokens is made of besides the logits; every tensor `[rows, 1]`.
+
+    Attributes:
+        log_sum_exp: of the logits of the true vocabulary, fp32.
+        label: this rank's column of the label, int64; 0 where another rank has it.
+        has_label: 1.0 where this rank has the label, 0.0 elsewhere, fp32.
+        place: this rank's column of the largest logit, int64, with a max-z loss; else None.
+        slope: the gradient of weight * z^2 by that logit, fp32; 0 where another rank has it. None without.
+    """
+
+    log_sum_exp: Tensor
+    label: Tensor
+    has_label: Tensor
+    place: Tensor | None = None
+    slope: Tensor | None = None
+
+    def of(self, rows: slice) -> RowStatistics:
+        """The statistics of some of the rows."""
+        return RowStatistics(*(tensor if tensor is None else tensor[rows] for tensor in self))
+
+
+def row_statistics(
+    scores: Tensor, labels: Tensor, first: int, group: dist.ProcessGroup, max_z_weight: float
+) -> tuple[Tensor, Tensor, RowStatistics]:
+    """Return cross entropy and z of every row, fp32 `[rows]`, and what the gradient needs. Collective over `group`.
+
+    Args:
+        scores: `[rows, columns]`, this rank's columns of the true vocabulary, maybe none.
+        labels: int64 `[rows]`.
+        first: the column of the full vocabulary with which they begin.
+        group: tensor-parallel group.
+        max_z_weight: 0 for none.
+    """
+    rows, real = scores.shape
+    place = slope = None
+    if max_z_weight:
+        largest, column = _largest_and_place(scores, first, group)
+        here = (column >= first) & (column < first + real)
+        place, slope = torch.where(here, column - first, 0), torch.where(here, 2 * max_z_weight * largest, 0.0)
+    else:
+        largest = _largest(scores, group)
+    local = labels - first
+    mine = (local >= 0) & (local < real)
+    label = torch.where(mine, local, 0)
+    sums = torch.zeros(2, rows, device=scores.device)
+    total, target = sums
+    for chunk in row_chunks(rows, real):
+        total[chunk] = torch.sub(scores[chunk], largest[chunk, None]).exp_().sum(-1)
+    if real:
+        target += (scores.gather(1, label[:, None])[:, 0].float() - largest).where(mine, 0.0)
+    _all_reduce(sums, dist.ReduceOp.SUM, group)
+    log_total = total.log()
+    columns = (largest + log_total, label, mine.float(), place, slope)
+    statistics = RowStatistics(*(tensor if tensor is None else tensor[:, None] for tensor in columns))
+    return log_total - target, largest, statistics
+
+
+def write_logit_gradient(out: Tensor, scores: Tensor, statistics: RowStatistics, weight: Tensor) -> None:
+    """Write the gradient of the logits; rank-local.
+
+    Args:
+        out: `[rows, columns]`, any float dtype; may be `scores` itself.
+        scores: as in `row_statistics`.
+        statistics: of the same rows.
+        weight: fp32 `[rows, 1]`, the gradient that each token's loss gets.
+    """
+    for chunk in row_chunks(*scores.shape):
+        those = statistics.of(chunk)
+        softmax = torch.sub(scores[chunk], those.log_sum_exp).exp_()
+        softmax.scatter_add_(1, those.label, -those.has_label)
+        if those.place is not None and those.slope is not None:
+            softmax.scatter_add_(1, those.place, those.slope)
+        out[chunk] = softmax.mul_(weight[chunk])
+
+
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, labels, vocab_size, group, max_z_weight):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         columns = logits.shape[-1]
-        first = group.rank() * columns
-        real = max(0, min(columns, vocab_size - first))
-        scores = logits.reshape(-1, columns)[:, :real]
-        rows = len(scores)
-        largest, place = _largest_and_place(scores, first, group) if max_z_weight else (_largest(scores, group), None)
-        local = labels.reshape(rows) - first
-        mine = (local >= 0) & (local < real)
-        index = torch.where(mine, local, 0)
-        target = scores.gather(1, index[:, None])[:, 0].float() - largest if real else largest.new_zeros(rows)
-        target = target.where(mine, 0.0)
-        total = torch.zeros(rows, device=logits.device)
-        for chunk in row_chunks(rows, real):
-            total[chunk] = torch.sub(scores[chunk], largest[chunk, None]).exp_().sum(-1)
-        _all_reduce(target, dist.ReduceOp.SUM, group)
-        _all_reduce(total, dist.ReduceOp.SUM, group)
-        log_total = total.log()
-        peak = (largest, place - first) if max_z_weight else ()
-        ctx.save_for_backward(logits, largest + log_total, index, mine, *peak)
-        ctx.real, ctx.max_z_weight = real, max_z_weight
-        z = largest.reshape(labels.shape)
+        first, ctx.real = true_columns(columns, vocab_size, group)
+        scores = logits.reshape(-1, columns)[:, : ctx.real]
+        losses, z, statistics = row_statistics(scores, labels.flatten(), first, group, max_z_weight)
+        ctx.save_for_backward(logits, *statistics)
+        z = z.reshape(labels.shape)
         ctx.mark_non_differentiable(z)
-        return (log_total - target).reshape(labels.shape), z
+        return losses.reshape(labels.shape), z
 
     @staticmethod
     def backward(ctx, grad_output, _):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
-        logits, log_sum_exp, index, mine, *peak = ctx.saved_tensors
+        logits, *statistics = ctx.saved_tensors
         columns, real = logits.shape[-1], ctx.real
         grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
         scores, grads = logits.reshape(-1, columns)[:, :real], grad.view(-1, columns)
         grads[:, real:] = 0
         weight = grad_output.reshape(-1, 1).float()
-        if peak:
-            largest, place = peak
-            here = (place >= 0) & (place < real)
-            place, slope = torch.where(here, place, 0), torch.where(here, 2 * ctx.max_z_weight * largest, 0.0)
-        for chunk in row_chunks(len(scores), real):
-            softmax = torch.sub(scores[chunk], log_sum_exp[chunk, None]).exp_()
-            softmax.scatter_add_(1, index[chunk, None], -mine[chunk, None].float())
-            if peak:
-                softmax.scatter_add_(1, place[chunk, None], slope[chunk, None])
-            grads[chunk, :real] = softmax.mul_(weight[chunk])
+        write_logit_gradient(grads[:, :real], scores, RowStatistics(*statistics), weight)
         return grad, None, None, None, None
+
+
+def true_columns(columns: int, vocab_size: int, group: dist.ProcessGroup) -> tuple[int, int]:
+    """Return the first of this rank's `columns` of the padded vocabulary, and how many of them are no padding."""
+    first = group.rank() * columns
+    return first, max(0, min(columns, vocab_size - first))
 
 
 def _largest(scores: Tensor, group: dist.ProcessGroup) -> Tensor:
