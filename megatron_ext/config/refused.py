@@ -65,7 +65,7 @@ _REASONS: tuple[tuple[str, str], ...] = (
     (
         "there are no fused kernels to choose: attention runs on PyTorch's scaled-dot-product kernels",
         "--no-masked-softmax-fusion --no-bias-gelu-fusion --no-bias-swiglu-fusion --no-bias-dropout-fusion "
-        "--no-rope-fusion --no-persist-layer-norm --no-gradient-accumulation-fusion --cross-entropy-* "
+        "--no-rope-fusion --no-persist-layer-norm --no-gradient-accumulation-fusion --cross-entropy-fusion-impl "
         "--fp16-lm-cross-entropy --no-gradient-reduce-div-fusion --disable-bf16-reduced-precision-matmul",
     ),
     (

@@ -47,6 +47,7 @@ UNMAPPED: dict[str, str] = {
     "untie_embeddings_and_output_weights": "GPTModel's share_embeddings_and_output_weights (model/)",
     "add_output_layer_bias": "our output layer (model/output_layer.py)",
     "norm_head": "our output layer (model/output_layer.py)",
+    "cross_entropy_loss_fusion": "our own, of another kind (model/linear_cross_entropy.py)",
     "neftune_noise_alpha": "our model's embedding (model/embedding_noise.py)",
     "embedding_multiplier": "our GPTModel (model/gpt.py)",
     "logits_multiplier": "our output layer (model/output_layer.py)",

@@ -66,7 +66,7 @@ class RowStatistics(NamedTuple):
     Attributes:
         log_sum_exp: of the logits of the true vocabulary, fp32.
         label: this rank's column of the label, int64; 0 where another rank has it.
-        has_label: 1.0 where this rank has the label, 0.0 elsewhere, fp32.
+        has_label: whether this rank has the label, bool.
         place: this rank's column of the largest logit, int64, with a max-z loss; else None.
         slope: the gradient of weight * z^2 by that logit, fp32; 0 where another rank has it. None without.
     """
@@ -113,7 +113,7 @@ def row_statistics(
         target += (scores.gather(1, label[:, None])[:, 0].float() - largest).where(mine, 0.0)
     _all_reduce(sums, dist.ReduceOp.SUM, group)
     log_total = total.log()
-    columns = (largest + log_total, label, mine.float(), place, slope)
+    columns = (largest + log_total, label, mine, place, slope)
     statistics = RowStatistics(*(tensor if tensor is None else tensor[:, None] for tensor in columns))
     return log_total - target, largest, statistics
 
@@ -130,7 +130,7 @@ def write_logit_gradient(out: Tensor, scores: Tensor, statistics: RowStatistics,
     for chunk in row_chunks(*scores.shape):
         those = statistics.of(chunk)
         softmax = torch.sub(scores[chunk], those.log_sum_exp).exp_()
-        softmax.scatter_add_(1, those.label, -those.has_label)
+        softmax.scatter_add_(1, those.label, -those.has_label.float())
         if those.place is not None and those.slope is not None:
             softmax.scatter_add_(1, those.place, those.slope)
         out[chunk] = softmax.mul_(weight[chunk])

@@ -7,7 +7,6 @@ import functools
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -27,9 +26,10 @@ from megatron_ext.model.cross_entropy import cross_entropy_with_max_z, vocab_par
 from megatron_ext.model.embedding_noise import EmbeddingNoise
 from megatron_ext.model.embedding_norm import add_embedding_norm
 from megatron_ext.model.init import initialize_parameters
+from megatron_ext.model.linear_cross_entropy import Vocabulary
 from megatron_ext.model.localized_filtering import FilteredSelfAttention
 from megatron_ext.model.norm import norm_of
-from megatron_ext.model.output_layer import output_layer_of
+from megatron_ext.model.output_layer import OutputLayer
 from megatron_ext.model.parallel_residual import ParallelResidualLayer
 from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.model.shared_heads import SharedHeadsAttention
@@ -41,8 +41,10 @@ class PretrainGPT(GPTModel):
     """megatron-core's GPTModel with multipliers, NormHead and max-z loss; its loss leaves the padded vocabulary out.
 
     `forward(tokens, position_ids, document_starts, labels=labels)` returns fp32 losses `[b, s]` on the last stage
-    (logits `[b, s, v_padded/tp]` without labels) and hidden states `[s, b, h]` elsewhere. `document_starts` takes the
-    place of megatron-core's attention mask and is what `CausalAttention.forward` says: None for most models.
+    (logits `[b, s, v_padded/tp]` without labels) and hidden states `[s, b, h]` elsewhere. With `loss_mask`, fp32
+    `[b, s]`, these losses may be used in no other way than c * sum(losses * loss_mask), and no logits exist whole
+    (`linear_cross_entropy`), but with `--no-cross-entropy-loss-fusion`. `document_starts` takes the place of
+    megatron-core's attention mask and is what `CausalAttention.forward` says: None for most models.
 
     In training the losses carry the gradient of the max-z loss too; `largest_logits` then holds what it is made of,
     fp32 `[b, s]`, from the last forward pass of a last stage. None without that loss, and in evaluation.
@@ -55,15 +57,16 @@ class PretrainGPT(GPTModel):
 
     largest_logits: Tensor | None = None
     embedding_noise: EmbeddingNoise | None = None
-    output_layer: ColumnParallelLinear
+    output_layer: OutputLayer
 
     def __init__(self, run: RunConfig, true_vocab_size: int, **core: object) -> None:
         super().__init__(**core)
         self.true_vocab_size = true_vocab_size
         self.embedding_multiplier = run.model.embedding_multiplier
         self.max_z_loss_weight = run.train.max_z_loss_weight
+        self.fuses_loss = run.train.cross_entropy_loss_fusion
         if self.post_process:
-            self.output_layer = output_layer_of(self.output_layer, run.model)
+            self.output_layer = OutputLayer(self.output_layer, run.model)
 
     def forward(
         self,
@@ -83,6 +86,21 @@ class PretrainGPT(GPTModel):
         if self.pre_process and decoder_input is None and self.embedding_multiplier != 1.0:
             decoder_input = self.embedding(input_ids=input_ids, position_ids=position_ids) * self.embedding_multiplier
         return super().forward(input_ids, position_ids, attention_mask, decoder_input, **rest)
+
+    def _postprocess(
+        self, hidden_states: Tensor, labels: Tensor | None, loss_mask: Tensor | None, **rest: object
+    ) -> Tensor:
+        """From the last layer to the losses: megatron-core's own way, but where output layer and loss are one."""
+        if not (self.post_process and self.fuses_loss) or labels is None or loss_mask is None:
+            return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **rest)
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        max_z_weight = self.max_z_loss_weight if self.training else 0.0
+        vocabulary = Vocabulary(self.true_vocab_size, self.pg_collection.tp, max_z_weight)
+        loss, largest = self.output_layer.losses(
+            hidden_states, labels.transpose(0, 1), loss_mask.transpose(0, 1), vocabulary, weight
+        )
+        self.largest_logits = largest.transpose(0, 1) if max_z_weight else None
+        return loss.transpose(0, 1).contiguous()
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Return the loss of every token, fp32 `[b, s]`.

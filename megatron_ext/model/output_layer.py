@@ -1,11 +1,16 @@
-"""The output layer of models whose logits are more than a plain product: normalised rows, a multiplier, a bias."""
+"""The output layer: a product, maybe with normalised rows, a multiplier, a bias; and the loss of its logits."""
 
 from __future__ import annotations
 
-from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from torch import Tensor
 
 from megatron_ext.config import ModelConfig
+from megatron_ext.model.linear_cross_entropy import Vocabulary, linear_cross_entropy
 from megatron_ext.model.norm_head import normalized_rows
 
 
@@ -57,12 +62,38 @@ class OutputLayer(ColumnParallelLinear):
         Returns:
             Logits `[s, b, v/tp]`, and None in place of a bias.
         """
+        hidden, weight = self._factors(input_, weight)
+        return super().forward(hidden, weight, runtime_gather_output)
+
+    def losses(
+        self,
+        input_: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        vocabulary: Vocabulary,
+        weight: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the losses of the logits, which never exist whole: see `linear_cross_entropy`.
+
+        Args:
+            input_: as in `forward`.
+            labels: int64 `[s, b]`.
+            loss_mask: fp32 `[s, b]`, by which the losses will be multiplied.
+            vocabulary: as there.
+            weight: as in `forward`.
+
+        Returns:
+            Losses and largest logits, fp32 `[s, b]`.
+        """
+        hidden, weight = self._factors(input_, weight)
+        if self.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, group=self.tp_group)
+        else:
+            hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
+        return linear_cross_entropy(hidden, weight, self.bias, labels, loss_mask, vocabulary)
+
+    def _factors(self, input_: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Hidden states and weight as they are multiplied."""
         weight = self.weight if weight is None else weight
         hidden = input_ if self.multiplier == 1.0 else input_ * self.multiplier
-        return super().forward(hidden, normalized_rows(weight) if self.norm_head else weight, runtime_gather_output)
-
-
-def output_layer_of(plain: ColumnParallelLinear, model: ModelConfig) -> ColumnParallelLinear:
-    """Return the output layer that `model` asks for: `plain` itself where that is all."""
-    more = model.norm_head or model.logits_multiplier != 1.0 or model.add_output_layer_bias
-    return OutputLayer(plain, model) if more else plain
+        return hidden, normalized_rows(weight) if self.norm_head else weight

@@ -179,6 +179,17 @@ def head_terms(run: RunConfig, vocab_size: int) -> Terms:
     sizes = Sizes.of(run)
     rows = padded_vocab_size(run, vocab_size) // run.parallel.tensor_model_parallel_size
     terms = _norm(run, sizes, "final")
+    terms["loss mask"] = sizes.tokens * FP32
+    if run.train.cross_entropy_loss_fusion:
+        # the forward pass computes these gradients and keeps nothing else
+        del terms["final norm: output"]
+        # in the order of the hidden states, which is the mask's own where the micro-batch is one sample
+        terms["counts"] = sizes.tokens * FP32 if run.train.micro_batch_size > 1 else 0
+        terms["gradient of hidden states"] = sizes.tokens * sizes.hidden * sizes.element
+        terms["gradient of the output layer"] = rows * (sizes.hidden + run.model.add_output_layer_bias) * FP32
+        if run.model.norm_head:
+            terms["lengths of rows"] = rows * FP32
+        return terms
     terms["logits"] = sizes.tokens * rows * sizes.element
     # of the cross entropy, which computes the softmax again: log-sum-exp, the label's column and whether it is here
     terms["cross entropy"] = sizes.tokens * (FP32 + INT64 + BOOL)
@@ -187,7 +198,6 @@ def head_terms(run: RunConfig, vocab_size: int) -> Terms:
     if run.model.norm_head:
         # the normalised weight is a result, not a parameter; with it the lengths of its rows
         terms["normalised rows"] = rows * (sizes.hidden * sizes.element + FP32)
-    terms["loss mask"] = sizes.tokens * FP32
     return terms
 
 

@@ -30,9 +30,8 @@ def forward_step(micro_batches: Iterator[Batch] | None, model: torch.nn.Module) 
         return model(None, None, None), _no_loss
     batch = next(micro_batches)
     for_noise = {"places": batch["places"]} if "places" in batch else {}
-    output = model(
-        batch["tokens"], batch["position_ids"], batch.get("document_starts"), labels=batch["labels"], **for_noise
-    )
+    starts, targets = batch.get("document_starts"), {name: batch[name] for name in ("labels", "loss_mask")}
+    output = model(batch["tokens"], batch["position_ids"], starts, **targets, **for_noise)
     largest_logits = getattr(getattr(model, "module", model), "largest_logits", None)
     sources = batch.get("sources") if torch.is_grad_enabled() else None  # evaluation counts no sources
     return output, functools.partial(sum_losses, batch["loss_mask"], sources=sources, largest_logits=largest_logits)

@@ -70,6 +70,12 @@ class TrainConfig(Section):
         "(Baichuan 2: 2e-4); logged apart, the lm loss stays the cross entropy",
         bounds="[0, inf)",
     )
+    cross_entropy_loss_fusion: bool = knob(
+        True,
+        "compute output layer and loss together, some tokens at a time: logits never exist whole. It needs 4 bytes per "
+        "element of the output layer's weight instead of 4 per token and entry of the vocabulary (half precision)",
+        flag="--no-cross-entropy-loss-fusion",
+    )
     neftune_noise_alpha: float = knob(
         0.0,
         "NEFTune, in training only: add to each channel of the word embeddings a uniform number in [-1, 1] times this "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor
 from torch.nn import functional
 
@@ -33,12 +32,6 @@ def hidden_states(model: PretrainGPT) -> Tensor:
     call(model)
     handle.remove()
     return seen[0]
-
-
-def test_models_without_either_keep_megatron_cores_layer(world: World):
-    assert type(built().output_layer) is ColumnParallelLinear
-    assert type(built(norm_head=True).output_layer) is OutputLayer
-    assert type(built(logits_multiplier=0.5).output_layer) is OutputLayer
 
 
 @pytest.mark.parametrize("values", [{"norm_head": True}, {"logits_multiplier": 0.03}])

@@ -1,0 +1,142 @@
+"""The output layer's product and the cross entropy in one, some tokens at a time: logits never exist whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional
+
+from megatron_ext.model.cross_entropy import row_statistics, true_columns, write_logit_gradient
+from megatron_ext.model.row_chunks import row_chunks
+
+CHUNK_LOGITS = 1 << 24
+"""Logits at a time: few enough to be a small part of a step's memory, so many that the products run at full speed."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a rank must know of the vocabulary and of the loss over it.
+
+    Attributes:
+        size: the true number of tokens.
+        group: tensor-parallel group, ranks in vocabulary order.
+        max_z_weight: `--max-z-loss-weight`; 0 for none.
+    """
+
+    size: int
+    group: dist.ProcessGroup
+    max_z_weight: float = 0.0
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    loss_mask: Tensor,
+    vocabulary: Vocabulary,
+) -> tuple[Tensor, Tensor]:
+    """Return cross entropy and largest logit of every token for logits = hidden @ weight^T + bias.
+
+    As `vocab_parallel_cross_entropy` and `cross_entropy_with_max_z` of these logits, in value and gradient. The
+    logits of a chunk of tokens are computed, turned into their gradient, multiplied into the gradients of `hidden`
+    and `weight`, and forgotten; so the forward pass computes these gradients too, and no product is computed twice.
+    That needs to be told how much each token will count, by `loss_mask`: the losses must reach the gradient as
+    c * sum(losses * loss_mask) for some c. Where they do not, the gradients are NaN.
+
+    The gradient of the weight is summed over chunks in fp32 and rounded once: 4 v_padded/tp * h bytes until the
+    backward pass, in place of the 4 v_padded/tp * s * b of half-precision logits and their gradient. Collective over
+    the vocabulary's group in the forward; the gradient of `hidden` is this rank's share of a sum over that group.
+
+    Args:
+        hidden: `[s, b, h]`, any float dtype, the same on every rank of the group.
+        weight: `[v_padded/tp, h]`, the dtype of `hidden`.
+        bias: `[v_padded/tp]` or None.
+        labels: int64 `[s, b]`, each < `vocabulary.size`.
+        loss_mask: fp32 `[s, b]`.
+        vocabulary: its size, its ranks, its max-z loss.
+
+    Returns:
+        Losses and z, both fp32 `[s, b]`, the same on every rank of the group; z has no gradient.
+
+    Source: the order of the computation is that of arXiv:2410.10989, section 3.2.
+    """
+    targets = (labels.flatten(), loss_mask.flatten().float(), torch.is_grad_enabled())
+    losses, z = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, bias, targets, vocabulary)
+    return losses.view(labels.shape), z.view(labels.shape)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, weight, bias, targets, vocabulary):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        labels, counts, with_gradients = targets
+        first, real = true_columns(len(weight), vocabulary.size, vocabulary.group)
+        true_weight, true_bias = weight[:real], None if bias is None else bias[:real]
+        wanted = ctx.needs_input_grad[:3] if with_gradients else (False, False, False)
+        gradients = _Gradients(rows, weight, bias, wanted)
+        losses, largest = (torch.empty(len(rows), device=rows.device) for _ in range(2))
+        for chunk in row_chunks(len(rows), len(weight), CHUNK_LOGITS):  # the same on every rank, padded or not
+            logits = functional.linear(rows[chunk], true_weight, true_bias)
+            losses[chunk], largest[chunk], statistics = row_statistics(
+                logits, labels[chunk], first, vocabulary.group, vocabulary.max_z_weight
+            )
+            if any(wanted):
+                write_logit_gradient(logits, logits, statistics, counts[chunk, None])
+                gradients.add(logits, rows[chunk], true_weight, chunk)
+        ctx.save_for_backward(counts, *gradients.sums)
+        ctx.dtype = rows.dtype
+        ctx.mark_non_differentiable(largest)
+        return losses, largest
+
+    @staticmethod
+    def backward(ctx, grad_output, _):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        counts, *sums = ctx.saved_tensors
+        factor = common_factor(grad_output, counts)
+        return *(None if total is None else _scaled(total, factor, ctx.dtype) for total in sums), None, None
+
+
+class _Gradients:
+    """The gradients of hidden states, weight and bias, as far as they are wanted, from more and more tokens."""
+
+    def __init__(self, rows: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...]) -> None:
+        of_rows, of_weight, of_bias = wanted
+        self.of_rows = torch.zeros_like(rows) if of_rows else None
+        self.of_weight = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
+        self.of_bias = torch.zeros_like(bias, dtype=torch.float32) if of_bias and bias is not None else None
+
+    @property
+    def sums(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return self.of_rows, self.of_weight, self.of_bias
+
+    def add(self, of_logits: Tensor, rows: Tensor, weight: Tensor, chunk: slice) -> None:
+        """Add what the tokens of `chunk` contribute, `of_logits` `[tokens, columns]` being the gradient of theirs."""
+        columns = len(weight)
+        if self.of_rows is not None:
+            torch.mm(of_logits, weight, out=self.of_rows[chunk])
+        if self.of_weight is not None:
+            share = of_logits.T @ rows
+            for some in row_chunks(*share.shape):
+                self.of_weight[:columns][some] += share[some]
+        if self.of_bias is not None:
+            self.of_bias[:columns] += of_logits.sum(0, dtype=torch.float32)
+
+
+def common_factor(grad_output: Tensor, counts: Tensor) -> Tensor:
+    """Return the c of grad_output = c * counts, an fp32 scalar; NaN where there is none, 0 where nothing counts.
+
+    Both are fp32 `[tokens]`. Computed on the device, which nobody waits for.
+    """
+    factor = (grad_output * counts).sum() / counts.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
+    holds = (grad_output - factor * counts).abs() <= 1e-5 * (factor * counts).abs()
+    return torch.where(holds.all(), factor, torch.nan)
+
+
+def _scaled(total: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`total` times `factor` in `dtype`; an fp32 copy of it never exists whole."""
+    out = torch.empty_like(total, dtype=dtype)
+    for some in row_chunks(len(total), total[0].numel() if len(total) else 0):
+        out[some] = total[some] * factor
+    return out
