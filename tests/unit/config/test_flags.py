@@ -129,7 +129,7 @@ def test_the_names_differ_from_megatron_only_where_megatron_has_none():
         "--rope-scaling-beta-fast", "--rope-scaling-beta-slow", "--rope-scaling-high-freq-factor",
         "--rope-scaling-low-freq-factor", "--rope-scaling-type",
         "--allow-older-checkpoint", "--norm-head", "--embedding-multiplier", "--logits-multiplier",
-        "--max-z-loss-weight", "--neftune-noise-alpha",
+        "--max-z-loss-weight", "--neftune-noise-alpha", "--no-cross-entropy-loss-fusion",
         "--blend-reference-losses", "--blend-reweight-floor", "--blend-reweight-interval",
         "--blend-reweight-rate", "--blend-schedule", "--dataset-order", "--dataset-packing", "--device",
         "--deterministic-data-parallel", "--deterministic-data-parallel-parts",

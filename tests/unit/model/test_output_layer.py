@@ -144,3 +144,39 @@ def test_max_z_loss_sees_the_bias(world: World):
     total = functional.cross_entropy(exact.flatten(0, 1), LABELS.flatten(), reduction="sum")
     (total + 0.5 * exact.amax(-1).square().sum()).backward()
     torch.testing.assert_close(model.output_layer.bias.grad[:VOCAB_SIZE], exact.grad.sum((0, 1)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"norm_head": True, "logits_multiplier": 0.5},
+        {"add_output_layer_bias": True},
+        {"untie_embeddings_and_output_weights": False, "max_z_loss_weight": 0.01},
+    ],
+)
+def test_with_and_without_fusion_the_loss_and_every_gradient_are_the_same(values: dict, world: World):
+    mask = torch.rand(TOKENS.shape, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    found = []
+    for fusion in (True, False):
+        model = built(cross_entropy_loss_fusion=fusion, **values).train()
+        losses, sizes = losses_and_what_is_kept(model, mask)
+        assert (TOKENS.numel() * 128 in sizes) != fusion, "logits are kept without fusion only"
+        (losses * mask).sum().backward()
+        found.append([losses, *(parameter.grad for parameter in model.parameters())])
+        assert (model.largest_logits is None) == ("max_z_loss_weight" not in values)
+    for fused, whole in zip(*found, strict=True):
+        torch.testing.assert_close(fused, whole, rtol=1e-5, atol=1e-6)
+
+
+def losses_and_what_is_kept(model: PretrainGPT, mask: Tensor) -> tuple[Tensor, list[int]]:
+    """The losses, and the sizes of all tensors that the backward pass will need."""
+    sizes: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = model(TOKENS, torch.arange(16).expand_as(TOKENS), None, labels=LABELS, loss_mask=mask)
+    return losses, sizes

@@ -77,7 +77,7 @@ def test_a_stage_in_the_middle_reads_nothing_and_has_no_loss():
 def test_where_documents_begin_takes_the_place_of_the_mask():
     calls = []
 
-    def stage(*arguments: object, labels: object) -> torch.Tensor:
+    def stage(*arguments: object, labels: object, loss_mask: object) -> torch.Tensor:
         calls.append(arguments)
         return torch.ones(1, 2)
 
@@ -107,7 +107,7 @@ def test_with_sources_loss_and_tokens_of_each_sample_are_reported(rows_of_a_samp
 def test_a_step_hands_the_sources_to_the_loss():
     batch = {name: torch.ones(2, 2) for name in ("tokens", "position_ids", "labels", "loss_mask")}
     batch["sources"] = torch.tensor([4, 0])
-    losses, loss_function = forward_step(iter([batch]), lambda *_, labels: labels)
+    losses, loss_function = forward_step(iter([batch]), lambda *_, labels, loss_mask: labels)
     assert loss_function(losses)[2]["sources"].tolist() == [4, 0]
 
 
@@ -125,7 +125,7 @@ def test_a_step_hands_the_largest_logits_of_its_model_to_the_loss(wrapped: bool)
     class Stage:
         largest_logits = torch.full((2, 2), 3.0)
 
-        def __call__(self, *_: object, labels: torch.Tensor) -> torch.Tensor:
+        def __call__(self, *_: object, labels: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
             return labels
 
     class Wrapper(Stage):
