@@ -30,7 +30,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.sides.measure import measured, run_timed
+from benchmarks.sides.measure import measured, memory_mib, run_timed
 
 CASES = ("open", "blend", "place", "fetch")
 SIDES = ("core", "ours")
@@ -111,12 +111,12 @@ def side_of(options: argparse.Namespace) -> dict[str, Any]:
     case, folder = options.case[0], Path(options.folder)
     prepare = {"open": prepare_open, "blend": prepare_blend, "place": prepare_place, "fetch": prepare_fetch}[case]
     work = prepare(options, folder)
-    before = _memory_mib("RssAnon")
+    before = memory_mib("RssAnon")
     result: list[Any] = []
     times = measured(lambda: result.append(work()))
     memory = {
-        "peak_mib": round(_memory_mib("VmHWM"), 1),
-        "own_mib": round(_memory_mib("VmHWM") - _memory_mib("RssFile") - before, 2),
+        "peak_mib": round(memory_mib("VmHWM"), 1),
+        "own_mib": round(memory_mib("VmHWM") - memory_mib("RssFile") - before, 2),
     }
     output = result[0]() if callable(result[0]) else result[0]
     return {**{name: round(value, 6) for name, value in times.items()}, **memory, "output": output}
@@ -257,14 +257,6 @@ def _hash(*arrays: np.ndarray) -> str:
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data.cast("B"))
     return digest.hexdigest()
-
-
-def _memory_mib(name: str) -> float:
-    """RssAnon, RssFile, or VmHWM, the peak so far (unlike getrusage's, not inherited from whoever started this)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit(f"this system tells no {name}")
 
 
 if __name__ == "__main__":
