@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=LLAMA["layers"])
     parser.add_argument("--seq", type=int, default=LLAMA["seq"])
     parser.add_argument("--flags", default="", help="more flags of the run, for all sides")
-    parser.add_argument("--tp-flags", default="", help="more flags under tensor parallelism, e.g. --sequence-parallel")
+    parser.add_argument("--tp-flags", default="", help="more flags under tensor parallelism, e.g. =--sequence-parallel")
     parser.add_argument("--dp-flags", default="", help="more flags under data parallelism")
     parser.add_argument("--side", choices=sorted(SIDES), default=None, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -83,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=None, help="default: what the case says")
     parser.add_argument("--seq", type=int, default=LLAMA["seq"])
     parser.add_argument("--against", nargs="*", default=sorted(BUILDERS), choices=sorted(BUILDERS))
-    parser.add_argument("--flags", default="", help="more flags of the run, for our side alone")
+    parser.add_argument("--flags", default="", help='more flags of the run, for our side alone, e.g. ="--a 1 --b"')
     parser.add_argument("--peak-size", type=int, default=4096, help="rows of the large square product")
     return parser.parse_args()
 
