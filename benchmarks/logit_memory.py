@@ -8,8 +8,9 @@ The measured part goes from the last hidden states (the trunk's output) to their
 output layer and loss.
 `allocated`: the most that torch's allocator holds in it beyond what is there before, by torch.profiler, exact.
 `returned`: what any way must hand over, the gradients of the output layer's weight and of the hidden states, bf16.
-`logits`: the difference, which is what the way of computing costs. A side that adds its weight gradient to the
-accumulated one at once may stay below `returned`.
+`logits`: the difference, which is what the way of computing costs at least: where the peak comes before those gradients
+are there, it costs all of `allocated`; and a side that adds its weight gradient to the accumulated one at once may stay
+below `returned`.
 `rss`: the rise of the process's resident memory in the same part, the peak as Linux tells it (VmHWM, reset before);
 this has also what libraries take from the system beside torch, and leaves out what freed memory is used again.
 `rss_of_run`: its peak over all steps, beyond what is there before the first; optimizer state included.
@@ -75,9 +76,7 @@ def main() -> None:
         "model": f"vocabulary {options.vocab}, {options.layers} layers, h {LLAMA['hidden']}, 2 x {options.seq} tokens",
         "flags": {name: flags_of(name, options) for name in names},
         "mib": memory,
-        "times_less_logit_memory": {
-            name: round(memory[name]["logits"] / max(memory[first]["logits"], 0.1), 1) for name in names[1:]
-        },
+        "times_less": {name: times_less(memory[name], memory[first]) for name in names[1:]},
         "seconds": {name: spread(values) for name, values in seconds.items()},
         "ratio": {name: ratios(seconds[name], seconds[first]) for name in names[1:]},
         "first_losses": losses,
@@ -93,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", choices=sorted(SIDES), default=list(SIDES))
     parser.add_argument("--fused", default="", help="flags of the fused side")
     parser.add_argument("--unfused", default="--no-cross-entropy-loss-fusion", help="flags of the unfused side")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each side")
+    parser.add_argument("--rounds", type=int, default=4, help="timed steps of each side")
     parser.add_argument("--check", type=int, default=2, help="first steps, whose losses are compared")
     parser.add_argument("--vocab", type=int, default=125_696)
     parser.add_argument("--layers", type=int, default=LLAMA["layers"])
@@ -101,6 +100,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=LLAMA["threads"])
     parser.add_argument("--side", choices=sorted(SIDES), default=None, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def times_less(memory: dict[str, float], least: dict[str, float]) -> dict[str, float | None]:
+    """What a side takes over what the first one does; None where the first takes less than a MiB, or nothing."""
+    kinds = ("allocated", "logits", "rss")
+    return {kind: round(memory[kind] / least[kind], 2) if least[kind] >= 1 else None for kind in kinds}
 
 
 def passed_on(name: str, options: argparse.Namespace) -> list[str]:

@@ -7,7 +7,8 @@ compared before any time counts. All processes stay alive and take turns, those 
 `ratio` is tokens/s over those of one process, round by round. A step of a side ends with its last process.
 `collectives` is one profiled step of rank 0 under tensor parallelism: what goes through gloo, by kind and bytes, and
 the share of the step during which it communicates, and during which it does nothing else. The profiler slows
-everything around the collectives, so the shares are, if anything, too small.
+everything around the collectives, so the shares are, if anything, too small. Collectives in a group of one rank, such
+as megatron-core's of the gradients without data parallelism, are among those listed; they send nothing.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line; imports no torch."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="timed steps of each side")
-    parser.add_argument("--check", type=int, default=3, help="first steps, whose losses are compared")
+    parser.add_argument("--rounds", type=int, default=6, help="timed steps of each side")
+    parser.add_argument("--check", type=int, default=2, help="first steps, whose losses are compared")
     parser.add_argument("--layers", type=int, default=LLAMA["layers"])
     parser.add_argument("--seq", type=int, default=LLAMA["seq"])
     parser.add_argument("--flags", default="", help="more flags of the run, for all sides")

@@ -77,8 +77,8 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line; imports no torch."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--case", nargs="+", choices=CASES, default=["step", "alibi"])
-    parser.add_argument("--rounds", type=int, default=7, help="timed steps of each side")
-    parser.add_argument("--check", type=int, default=3, help="first steps, whose losses are compared")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each side")
+    parser.add_argument("--check", type=int, default=2, help="first steps, whose losses are compared")
     parser.add_argument("--threads", type=int, default=LLAMA["threads"])
     parser.add_argument("--layers", type=int, default=None, help="default: what the case says")
     parser.add_argument("--seq", type=int, default=LLAMA["seq"])

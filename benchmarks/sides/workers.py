@@ -5,6 +5,7 @@ So sides that need processes of their own can take turns without being loaded ag
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -66,7 +67,8 @@ class Workers:
         """Let the processes end; those that have not within some seconds are killed."""
         for rank in self._ranks:
             assert rank.stdin is not None
-            rank.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it has ended already
+                rank.stdin.close()
         for rank in self._ranks:
             try:
                 rank.wait(timeout=20)
