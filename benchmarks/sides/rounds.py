@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TOLERANCE = 0.01
-"""Relative, of losses over the first steps: bf16 keeps 8 bits, so sides that round in other places differ by less."""
+TOLERANCE = 5e-4
+"""Relative, of losses over the first steps: sides that round in other places differ by up to 8e-5; scored on other
+labels, untrained weights differ by 1e-3."""
 NORM_TOLERANCE = 0.03
 
 
