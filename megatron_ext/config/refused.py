@@ -217,9 +217,10 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "--log-progress --log-device-memory-used --log-energy --log-max-attention-logit --logging-level "
         "--save-dgrads-interval --save-wgrads-interval --dump-param-to-param-group-map",
     ),
+    ("--profile traces with torch.profiler already", "--use-pytorch-profiler"),
+    ("--profile tells how the time of a step divides", "--timing-log-* --no-barrier-with-level-1-timing"),
     (
-        "there are no built-in timers; use a profiler around the program",
-        "--timing-log-* --no-barrier-with-level-1-timing --profile* --use-pytorch-profiler "
+        "--profile traces steps; for memory use a tool around the program, and slow ranks show in their traces",
         "--record-memory-history --memory-snapshot-path --log-straggler --straggler-* --disable-straggler-on-startup",
     ),
     ("use --config FILE, as often as needed", "--yaml-cfg"),

@@ -17,6 +17,7 @@ from megatron_ext.optim.build import build_optimizer
 from megatron_ext.optim.freeze import freeze_parameters
 from megatron_ext.parallel.ordered import OrderedDataParallel
 from megatron_ext.parallel.world import World
+from megatron_ext.training.profile import GRADIENTS, Profile
 from megatron_ext.training.schedule import Schedule, schedule_settings
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Components:
         chunks: this rank's model chunks in megatron-core's data parallelism; one, or one per virtual stage.
         optimizer: megatron-core's optimizer over our update rule.
         schedule: learning rate and weight decay.
+        profile: times and traces some steps, with --profile.
     """
 
     run: RunConfig
@@ -45,6 +47,7 @@ class Components:
     chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     schedule: Schedule
+    profile: Profile
 
     @property
     def models(self) -> list[PretrainGPT]:
@@ -79,13 +82,14 @@ def assemble(
     chunks = wrap_data_parallel(run, models)
     optimizer = build_optimizer(run, chunks)
     core = models[0].config
+    profile = Profile(run, world, (core, optimizer.config))
     # the callables that megatron-core's schedules ask for
-    core.finalize_model_grads_func = finalize_model_grads
+    core.finalize_model_grads_func = profile.timed(finalize_model_grads, GRADIENTS, "finalize-gradients")
     core.grad_scale_func = optimizer.scale_loss
     no_sync = [chunk.no_sync for chunk in chunks]
     core.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
     schedule = Schedule.from_settings(schedule_settings(run))
-    return Components(run, world, tokenizer, datasets, chunks, optimizer, schedule)
+    return Components(run, world, tokenizer, datasets, chunks, optimizer, schedule, profile)
 
 
 def wrap_data_parallel(run: RunConfig, models: list[PretrainGPT]) -> list[DistributedDataParallel]:

@@ -44,6 +44,7 @@ from megatron_ext.training.tensorboard import TensorBoardWriter
 
 if TYPE_CHECKING:
     from megatron_ext.config import RunConfig
+    from megatron_ext.training.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class HookParts:
         save: writes a checkpoint now; collective, called on every rank; None without --save.
         sources: the datasets that training samples come from.
         reweight: decides on the weights of the blend now; collective, called on every rank; None to leave them.
+        profile: times the hooks and the steps between them; None to leave it.
         sample_ids: ids of the step's global batch; collective, called on every rank; None without --log-sample-ids.
     """
 
@@ -82,6 +84,7 @@ class HookParts:
     sample_ids: Callable[[], list[int]] | None = None
     sources: tuple[str, ...] = ()
     reweight: Callable[[TrainState], Decision] | None = None
+    profile: Profile | None = None
 
     def flops(self, result: StepResult) -> int:
         """Model operations of a step over all ranks."""
@@ -126,8 +129,12 @@ class Outputs:
     def print_line(self, line: str) -> None:
         """Print a line on the logging rank, above the progress line."""
         if self._prints:
-            with self.progress.hidden():
-                log.info_any_rank(line)
+            self.print_line_of_any_rank(line)
+
+    def print_line_of_any_rank(self, line: str) -> None:
+        """Print a line on the calling rank, above the progress line where there is one."""
+        with self.progress.hidden():
+            log.info_any_rank(line)
 
     def report_evaluation(self, state: TrainState, lm_loss: float, split: str = "validation") -> None:
         """Print an evaluation and keep it in SPLIT.jsonl and TensorBoard; `split` is `validation` or `test`."""
@@ -172,7 +179,10 @@ def build_hooks(parts: HookParts, outputs: Outputs) -> list[Hook]:
         hooks += [lambda context: outputs.progress.update(context.state, context.result)]
     hooks += [sources_hook(parts, outputs), reweight_hook(parts, outputs), sample_ids_hook(parts, outputs)]
     hooks += [evaluation_hook(parts, outputs), checkpoint_hook(parts), garbage_collection_hook(parts.run)]
-    return [hook for hook in hooks if hook is not None]
+    kept = [hook for hook in hooks if hook is not None]
+    if parts.profile is None:
+        return kept
+    return parts.profile.observe(kept, parts.start.iteration, outputs.print_line_of_any_rank)
 
 
 def log_line_hook(parts: HookParts, outputs: Outputs) -> Hook:

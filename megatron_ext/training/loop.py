@@ -26,6 +26,7 @@ from megatron_ext.training.components import Components, build_components
 from megatron_ext.training.evaluate import evaluate
 from megatron_ext.training.hooks import Hook, HookParts, Outputs, StepContext, build_hooks
 from megatron_ext.training.metrics import TrainState
+from megatron_ext.training.profile import profile_folder
 from megatron_ext.training.readers import open_readers
 from megatron_ext.training.resume import save_state, start_state
 from megatron_ext.training.sample_ids import StepSamples
@@ -78,11 +79,13 @@ def train(parts: Components, state: TrainState, conditions: StopConditions) -> N
         sample_ids=samples.gathered if samples else None,
         sources=parts.datasets.train.source_names,
         reweight=Reweighting(parts) if run.data.blend_reweight_interval else None,
+        profile=parts.profile,
     )
     with closing(Outputs(hook_parts)) as outputs:
         reason = StopReason.COMPLETE
         if not run.train.skip_train:
-            reason = run_steps(parts, state, conditions, build_hooks(hook_parts, outputs), samples)
+            with closing(parts.profile):
+                reason = run_steps(parts, state, conditions, build_hooks(hook_parts, outputs), samples)
             if save is not None and reason.saves:
                 save(state)
         if reason is StopReason.COMPLETE:
@@ -185,14 +188,16 @@ def introduce(parts: Components, platform: str) -> None:
 
 
 def make_output_folders(run: RunConfig) -> None:
-    """Make the folders of --save and --tensorboard-dir, and keep the configuration in the first. Rank 0 only.
+    """Make the folders of --save, --tensorboard-dir and --profile, and keep the configuration in the first. Rank 0 only.
 
     Raises:
         ConfigError: one cannot be written, which is better known before the first iteration than after it.
     """
     save, tensorboard = run.checkpoint.save, None if run.train.skip_train else run.logging.tensorboard_dir
     ids = None if run.train.skip_train or not run.logging.log_sample_ids else Path(run.logging.log_sample_ids).parent
-    for flag, folder in (("--save", save), ("--tensorboard-dir", tensorboard), ("--log-sample-ids", ids)):
+    profile = profile_folder(run) if run.logging.profile else None
+    outputs = {"--save": save, "--tensorboard-dir": tensorboard, "--log-sample-ids": ids, "--profile": profile}
+    for flag, folder in outputs.items():
         try:
             if folder:
                 Path(folder).mkdir(parents=True, exist_ok=True)

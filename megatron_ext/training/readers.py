@@ -62,7 +62,7 @@ def open_readers(
                 batches = MicroBatches(view, start_sample, global_batch_size, replace(settings, record=record))
                 record = None
                 stack.callback(batches.close)
-                readers.append(_to_device(_own_parts(batches, parts), parts))
+                readers.append(parts.profile.timed_items(_to_device(_own_parts(batches, parts), parts)))
             else:
                 readers.append(None)
         yield readers

@@ -21,6 +21,7 @@ from megatron_ext.parallel.world import World
 from megatron_ext.training.components import Components
 from megatron_ext.training.forward import Batch, forward_step
 from megatron_ext.training.metrics import StepResult, TrainState
+from megatron_ext.training.profile import GRADIENTS, OPTIMIZER
 from megatron_ext.training.schedule import set_rates
 from megatron_ext.training.source_losses import LOSS_UNIT, SourceTotals
 
@@ -58,13 +59,15 @@ def train_step(parts: Components, state: TrainState, readers: Readers) -> StepRe
     global_batch_size = parts.run.global_batch_size_at(state.consumed_samples)
     seq_length = parts.run.seq_length_at(state.consumed_samples)
     seed_step(parts.world, train.seed, state.iteration)
-    clear_gradients(parts, state)
+    with parts.profile.phase(GRADIENTS, "zero-gradients"):
+        clear_gradients(parts, state)
     rate = set_rates(parts.optimizer.param_groups, parts.schedule, state.schedule_step)
     loss_sum, counted_tokens, sources, squared_logits = forward_backward(
         parts, readers, global_batch_size, forward_only=False, seq_length=seq_length
     )
     if counted_tokens:
-        update = update_or_skip(parts.optimizer, loss_sum, whole_gradients(parts))
+        with parts.profile.phase(OPTIMIZER):
+            update = update_or_skip(parts.optimizer, loss_sum, whole_gradients(parts))
     else:
         log.warn(
             f"iteration {state.iteration + 1} has no learned token in its {global_batch_size} samples: update skipped"

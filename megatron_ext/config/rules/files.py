@@ -171,3 +171,34 @@ def tensorboard_interval_needs_a_folder(run: RunConfig) -> str | None:
     if run.logging.tensorboard_dir is not None:
         return None
     return without_effect(run, "tensorboard_log_interval", "without --tensorboard-dir")
+
+
+@rule()
+def profile_options_need_a_profile(run: RunConfig) -> str | None:
+    """Nothing is timed without --profile, nor where nothing is trained."""
+    if not run.logging.profile:
+        return without_effect(run, "profile_step_start profile_step_end profile_ranks", "without --profile")
+    return without_effect(run, "profile", "with --skip-train") if run.train.skip_train else None
+
+
+@rule()
+def profiled_steps_are_in_the_run(run: RunConfig) -> str | None:
+    """Steps are timed, and as many after them traced."""
+    start, end, last = run.logging.profile_step_start, run.logging.profile_step_end, run.train.train_iters
+    if not run.logging.profile:
+        return None
+    if start >= end:
+        return f"--profile-step-start {start} is not below --profile-step-end {end}"
+    if last is not None and 2 * end - start > last:
+        return (
+            f"--profile times the steps from {start} to --profile-step-end {end} and traces those from {end} to "
+            f"{2 * end - start}, beyond --train-iters {last}"
+        )
+    return None
+
+
+@rule(training=True)
+def profiled_ranks_are_in_the_world(run: RunConfig) -> str | None:
+    """They count from 0."""
+    beyond = [rank for rank in run.logging.profile_ranks if rank >= run.world_size]
+    return f"--profile-ranks {beyond[0]} is beyond the world of {run.world_size} processes" if beyond else None

@@ -322,6 +322,21 @@ CASES = {
         {"tensorboard_log_interval": 2},
         "without --tensorboard",
     ),
+    "profile_options_need_a_profile": Case(
+        {"profile": True, "profile_step_start": 4, "profile_step_end": 6},
+        {"profile_step_start": 4, "profile_ranks": (1,)},
+        "--profile-step-start, --profile-ranks have no effect without --profile",
+    ),
+    "profiled_steps_are_in_the_run": Case(
+        {"profile": True, "profile_step_start": 0, "profile_step_end": 5},
+        {"profile": True, "profile_step_start": 0, "profile_step_end": 6},
+        "traces those from 6 to 12, beyond --train-iters 10",
+    ),
+    "profiled_ranks_are_in_the_world": Case(
+        {"profile": True, "profile_step_start": 4, "profile_step_end": 6, "profile_ranks": (0, 7)},
+        {"profile": True, "profile_step_start": 4, "profile_step_end": 6, "profile_ranks": (0, 8)},
+        "--profile-ranks 8 is beyond the world of 8",
+    ),
     # a step has 256 tokens, and the last of 10 begins after 2304
     "length_stages_are_readable": Case(
         {"seq_length_warmup": ("8:1e3",)}, {"seq_length_warmup": ("8:1e3", "16:1.5")}, "up 16:1.5 cannot be read"
