@@ -128,6 +128,8 @@ def _presentation(setting: Setting) -> dict[str, Any]:
     default = "not set" if setting.default is None else setting.default
     if setting.kind == BOOL:
         default = "on" if setting.default else "off"
+    if isinstance(default, tuple):
+        default = " ".join(map(str, default))
     help_text = f"{setting.knob.help}{unit} (default: {default})".replace("%", "%%")
     if setting.kind == BOOL:
         return {"nargs": 0, "help": help_text}

@@ -217,7 +217,7 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "--log-progress --log-device-memory-used --log-energy --log-max-attention-logit --logging-level "
         "--save-dgrads-interval --save-wgrads-interval --dump-param-to-param-group-map",
     ),
-    ("--profile traces with torch.profiler already", "--use-pytorch-profiler"),
+    ("--profile already uses torch.profiler", "--use-pytorch-profiler"),
     ("--profile tells how the time of a step divides", "--timing-log-* --no-barrier-with-level-1-timing"),
     (
         "--profile traces steps; for memory use a tool around the program, and slow ranks show in their traces",

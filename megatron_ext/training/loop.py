@@ -188,7 +188,7 @@ def introduce(parts: Components, platform: str) -> None:
 
 
 def make_output_folders(run: RunConfig) -> None:
-    """Make the folders of --save, --tensorboard-dir and --profile, and keep the configuration in the first. Rank 0 only.
+    """Make the folders that rank 0 writes to, and keep the configuration in that of --save. Rank 0 only.
 
     Raises:
         ConfigError: one cannot be written, which is better known before the first iteration than after it.

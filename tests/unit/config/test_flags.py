@@ -21,7 +21,7 @@ def example(setting):
         return [setting.knob.choices[-1]]
     if setting.knob.length:
         return ["3"] * setting.knob.length
-    return {"integer": ["3"], "number": ["0.5"], "text": ["word"], "words": ["a", "b"]}[setting.kind]
+    return {"integer": ["3"], "number": ["0.5"], "text": ["word"], "integers": ["3"], "words": ["a", "b"]}[setting.kind]
 
 
 def try_resolve(*argv):
@@ -60,6 +60,7 @@ def test_help_tells_defaults_and_units():
     assert "--log-interval LOG_INTERVAL steps between console lines [iterations] (default: 100)" in text
     assert "[iterations] (default: 1)" in text
     assert "rotated (default: 1.0)" in text
+    assert "of the last rank (default: 0)" in text
 
 
 def test_equal_sign_and_repeated_flags():

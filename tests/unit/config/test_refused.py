@@ -25,4 +25,5 @@ def test_reasons_are_found_by_name_and_by_prefix():
     assert "mixture of experts" in (refusal("--moe-anything") or "")
     assert "--reset-attention-mask" in (refusal("--no-create-attention-mask-in-dataloader") or "")
     assert refusal("--tensor-model-parallel-size") is None
+    assert "--profile already" in (refusal("--use-pytorch-profiler") or "")
     assert refusal("--moe") is None

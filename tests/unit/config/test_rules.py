@@ -101,6 +101,8 @@ def test_bad_case_breaks_the_rule_and_says_so(name):
         ),
         ({"tokenizer_type": None, "tokenizer_model": None}, "tokenizer_is_given"),
         ({"split": "1,2,3,4"}, "split_is_readable"),
+        ({"profile": True, "profile_step_start": 5, "profile_step_end": 5}, "profiled_steps_are_in_the_run"),
+        ({"profile": True, "skip_train": True}, "profile_options_need_a_profile"),
         ({"split": "1,-2"}, "split_is_readable"),
         ({"split": "nan"}, "split_is_readable"),
         (

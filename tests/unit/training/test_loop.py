@@ -263,6 +263,15 @@ def test_only_rank_0_writes_the_configuration(world: World, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_for_the_profile_that_cannot_be_made_is_refused_at_once(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "profile").write_text("in the way")
+    with pytest.raises(ConfigError, match="--profile profile "):
+        introduce(tiny_components(tiny_run(profile=True), world), "cpu")
+
+
 @pytest.mark.parametrize("flag", ["save", "tensorboard_dir"])
 def test_an_output_folder_that_cannot_be_made_is_refused_at_once(flag: str, world: World, tmp_path: Path):
     (tmp_path / "file").write_text("in the way")

@@ -28,7 +28,10 @@ def parts_of(
         grid=Grid(1, 1, dp_size=dp[1], cp_size=cp[1]),
         device=torch.device("cpu"),
     )
-    return SimpleNamespace(run=tiny_run(**values), world=world, tokenizer=TOKENIZER, models=list(models))
+    profile = SimpleNamespace(timed_items=lambda batches: batches)
+    return SimpleNamespace(
+        run=tiny_run(**values), world=world, tokenizer=TOKENIZER, models=list(models), profile=profile
+    )
 
 
 def test_a_reader_gives_the_micro_batches_in_order_from_its_start():
