@@ -21,7 +21,7 @@ from megatron_ext.parallel.world import World
 from megatron_ext.training.components import Components
 from megatron_ext.training.forward import Batch, forward_step
 from megatron_ext.training.metrics import StepResult, TrainState
-from megatron_ext.training.profile import GRADIENTS, OPTIMIZER
+from megatron_ext.training.profile import GRADIENTS, OPTIMIZER, OTHER
 from megatron_ext.training.schedule import set_rates
 from megatron_ext.training.source_losses import LOSS_UNIT, SourceTotals
 
@@ -137,7 +137,8 @@ def forward_backward(
         forward_only=forward_only,
     )
     ordered = parts.run.parallel.deterministic_data_parallel
-    return sum_reports(reports, parts.world, 0 if forward_only else parts.num_sources, ordered)
+    with parts.profile.phase(OTHER, "sum-losses"):
+        return sum_reports(reports, parts.world, 0 if forward_only else parts.num_sources, ordered)
 
 
 def sum_reports(

@@ -204,6 +204,7 @@ def test_a_profiled_run_prints_times_writes_a_trace_and_computes_the_same_bits(
     assert {"gradients/zero-gradients", "gradients/all-grads-sync", "optimizer/optimizer-inner-step"} <= set(
         times["parts"]
     )
+    assert {"other/sum-losses", "other/between phases"} <= set(times["parts"])
 
     events = read_trace(folder / names[1])["traceEvents"]
     count = {name: sum(event.get("name") == name and event.get("ph") == "X" for event in events) for name in EVENTS}
