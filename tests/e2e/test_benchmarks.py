@@ -41,7 +41,7 @@ def test_two_processes_beside_one(repo_root: Path):
 
 
 def test_the_memory_of_logits(repo_root: Path):
-    [line] = lines_of(repo_root, "logit_memory", "--vocab=2048", "--unfused=--log-interval 1")
+    [line] = lines_of(repo_root, "logit_memory", "--vocab=2048")
     for side in line["mib"].values():
         assert side["returned"] == 2.1  # two bytes for each of 512 x (2048 + 128) numbers, in MiB
         assert 0 < side["allocated"] and side["logits"] == pytest.approx(side["allocated"] - side["returned"], abs=0.11)
