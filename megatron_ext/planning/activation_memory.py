@@ -184,7 +184,7 @@ def head_terms(run: RunConfig, vocab_size: int) -> Terms:
         # the forward pass computes these gradients and keeps nothing else
         del terms["final norm: output"]
         # in the order of the hidden states, which is the mask's own where the micro-batch is one sample
-        terms["counts"] = sizes.tokens * FP32 if run.train.micro_batch_size > 1 else 0
+        terms["counts"] = sizes.tokens * FP32 if run.train.micro_batch_size != 1 else 0
         terms["gradient of hidden states"] = sizes.tokens * sizes.hidden * sizes.element
         terms["gradient of the output layer"] = rows * (sizes.hidden + run.model.add_output_layer_bias) * FP32
         if run.model.norm_head:

@@ -96,14 +96,15 @@ def tensor_parallel(place: Place) -> Counts:
     """The part of a tensor-parallel group with more than one rank."""
     layers, first, last = place.layers, place.first, place.last
     counts: Counts = Counter()
-    # the largest logit, the label's logit, the sum of exponentials
-    counts["tp", "all_reduce"] += 3 * last
+    # the largest logit; the label's logit and the sum of exponentials
+    counts["tp", "all_reduce"] += 2 * last
     if not place.run.parallel.sequence_parallel:
         # forward: attention, feed-forward, embedding; backward: both again, output layer
         counts["tp", "all_reduce"] += 4 * layers + first + last
         return scaled(counts, place.micro_batches)
     learned = place.run.model.position_embedding_type == "learned_absolute"
-    counts["tp", "all_gather"] += (2 + 4) * layers + first + 2 * last
+    # the output layer, whose loss computes the weight's gradient at once, gathers its input once
+    counts["tp", "all_gather"] += (2 + 4) * layers + first + last
     counts["tp", "reduce_scatter"] += (2 + 2) * layers + (first and not learned) + last
     # learned positions are added to the whole sequence, which is cut afterwards
     counts["tp", "all_reduce"] += first and learned
