@@ -26,7 +26,7 @@ from megatron_ext.model.cross_entropy import cross_entropy_with_max_z, vocab_par
 from megatron_ext.model.embedding_noise import EmbeddingNoise
 from megatron_ext.model.embedding_norm import add_embedding_norm
 from megatron_ext.model.init import initialize_parameters
-from megatron_ext.model.linear_cross_entropy import Vocabulary
+from megatron_ext.model.linear_cross_entropy import Targets
 from megatron_ext.model.localized_filtering import FilteredSelfAttention
 from megatron_ext.model.norm import norm_of
 from megatron_ext.model.output_layer import OutputLayer
@@ -95,10 +95,9 @@ class PretrainGPT(GPTModel):
             return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **rest)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         max_z_weight = self.max_z_loss_weight if self.training else 0.0
-        vocabulary = Vocabulary(self.true_vocab_size, self.pg_collection.tp, max_z_weight)
-        loss, largest = self.output_layer.losses(
-            hidden_states, labels.transpose(0, 1), loss_mask.transpose(0, 1), vocabulary, weight
-        )
+        labels, loss_mask = labels.transpose(0, 1), loss_mask.transpose(0, 1)
+        targets = Targets(labels, loss_mask, self.true_vocab_size, self.pg_collection.tp, max_z_weight)
+        loss, largest = self.output_layer(hidden_states, weight, targets=targets)
         self.largest_logits = largest.transpose(0, 1) if max_z_weight else None
         return loss.transpose(0, 1).contiguous()
 

@@ -17,34 +17,33 @@ CHUNK_LOGITS = 1 << 24
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """What a rank must know of the vocabulary and of the loss over it.
+class Targets:
+    """What logits are scored on, and over which vocabulary.
 
     Attributes:
-        size: the true number of tokens.
+        labels: int64 `[s, b]`, each < `vocab_size`.
+        loss_mask: fp32 `[s, b]`, by which the losses will be multiplied.
+        vocab_size: the true number of tokens.
         group: tensor-parallel group, ranks in vocabulary order.
         max_z_weight: `--max-z-loss-weight`; 0 for none.
     """
 
-    size: int
+    labels: Tensor
+    loss_mask: Tensor
+    vocab_size: int
     group: dist.ProcessGroup
     max_z_weight: float = 0.0
 
 
 def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    loss_mask: Tensor,
-    vocabulary: Vocabulary,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Targets
 ) -> tuple[Tensor, Tensor]:
     """Return cross entropy and largest logit of every token for logits = hidden @ weight^T + bias.
 
     As `vocab_parallel_cross_entropy` and `cross_entropy_with_max_z` of these logits, in value and gradient. The
     logits of a chunk of tokens are computed, turned into their gradient, multiplied into the gradients of `hidden`
     and `weight`, and forgotten; so the forward pass computes these gradients too, and no product is computed twice.
-    That needs to be told how much each token will count, by `loss_mask`: the losses must reach the gradient as
+    That needs to be told how much each token will count, by the loss mask: the losses must reach the gradient as
     c * sum(losses * loss_mask) for some c. Where they do not, the gradients are NaN.
 
     The gradient of the weight is summed over chunks in fp32 and rounded once: 4 v_padded/tp * h bytes until the
@@ -55,25 +54,23 @@ def linear_cross_entropy(
         hidden: `[s, b, h]`, any float dtype, the same on every rank of the group.
         weight: `[v_padded/tp, h]`, the dtype of `hidden`.
         bias: `[v_padded/tp]` or None.
-        labels: int64 `[s, b]`, each < `vocabulary.size`.
-        loss_mask: fp32 `[s, b]`.
-        vocabulary: its size, its ranks, its max-z loss.
+        targets: labels and mask, vocabulary and max-z loss.
 
     Returns:
         Losses and z, both fp32 `[s, b]`, the same on every rank of the group; z has no gradient.
 
     Source: the order of the computation is that of arXiv:2410.10989, section 3.2.
     """
-    targets = (labels.flatten(), loss_mask.flatten().float(), torch.is_grad_enabled())
-    losses, z = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, bias, targets, vocabulary)
-    return losses.view(labels.shape), z.view(labels.shape)
+    shape, with_gradients = targets.labels.shape, torch.is_grad_enabled()
+    losses, z = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, bias, targets, with_gradients)
+    return losses.view(shape), z.view(shape)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, weight, bias, targets, vocabulary):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
-        labels, counts, with_gradients = targets
-        first, real = true_columns(len(weight), vocabulary.size, vocabulary.group)
+    def forward(ctx, rows, weight, bias, targets, with_gradients):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        labels, counts, group = targets.labels.flatten(), targets.loss_mask.flatten().float(), targets.group
+        first, real = true_columns(len(weight), targets.vocab_size, group)
         true_weight, true_bias = weight[:real], None if bias is None else bias[:real]
         wanted = ctx.needs_input_grad[:3] if with_gradients else (False, False, False)
         gradients = _Gradients(rows, weight, bias, wanted)
@@ -81,7 +78,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for chunk in row_chunks(len(rows), len(weight), CHUNK_LOGITS):  # the same on every rank, padded or not
             logits = functional.linear(rows[chunk], true_weight, true_bias)
             losses[chunk], largest[chunk], statistics = row_statistics(
-                logits, labels[chunk], first, vocabulary.group, vocabulary.max_z_weight
+                logits, labels[chunk], first, group, targets.max_z_weight
             )
             if any(wanted):
                 write_logit_gradient(logits, logits, statistics, counts[chunk, None])

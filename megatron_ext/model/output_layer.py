@@ -10,7 +10,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor
 
 from megatron_ext.config import ModelConfig
-from megatron_ext.model.linear_cross_entropy import Vocabulary, linear_cross_entropy
+from megatron_ext.model.linear_cross_entropy import Targets, linear_cross_entropy
 from megatron_ext.model.norm_head import normalized_rows
 
 
@@ -47,10 +47,15 @@ class OutputLayer(ColumnParallelLinear):
         self.gradient_accumulation_fusion = plain.gradient_accumulation_fusion and not self.norm_head
 
     def forward(
-        self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
+        self,
+        input_: Tensor,
+        weight: Tensor | None = None,
+        runtime_gather_output: bool | None = None,
+        targets: Targets | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute logits.
+        """Compute logits, or with `targets` the losses of logits that never exist whole (`linear_cross_entropy`).
 
+        One way in for both: megatron-core waits before a module's forward for the weights that it gathers.
         The multiplier is applied to the hidden states, which are fewer than the logits; a power of two changes no
         bit but the exponent either way.
 
@@ -58,42 +63,18 @@ class OutputLayer(ColumnParallelLinear):
             input_: `[s, b, h]`, `[s/tp, b, h]` under sequence parallelism. Collective over the tensor-parallel group.
             weight: `[v/tp, h]` of tied embeddings; else None.
             runtime_gather_output: overrides whether the ranks' logits are put together.
+            targets: what the logits are scored on.
 
         Returns:
-            Logits `[s, b, v/tp]`, and None in place of a bias.
+            Logits `[s, b, v/tp]`, and None in place of a bias; with `targets` losses and largest logits, fp32 `[s, b]`.
         """
-        hidden, weight = self._factors(input_, weight)
-        return super().forward(hidden, weight, runtime_gather_output)
-
-    def losses(
-        self,
-        input_: Tensor,
-        labels: Tensor,
-        loss_mask: Tensor,
-        vocabulary: Vocabulary,
-        weight: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the losses of the logits, which never exist whole: see `linear_cross_entropy`.
-
-        Args:
-            input_: as in `forward`.
-            labels: int64 `[s, b]`.
-            loss_mask: fp32 `[s, b]`, by which the losses will be multiplied.
-            vocabulary: as there.
-            weight: as in `forward`.
-
-        Returns:
-            Losses and largest logits, fp32 `[s, b]`.
-        """
-        hidden, weight = self._factors(input_, weight)
-        if self.sequence_parallel:
-            hidden = gather_from_sequence_parallel_region(hidden, group=self.tp_group)
-        else:
-            hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
-        return linear_cross_entropy(hidden, weight, self.bias, labels, loss_mask, vocabulary)
-
-    def _factors(self, input_: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Hidden states and weight as they are multiplied."""
         weight = self.weight if weight is None else weight
         hidden = input_ if self.multiplier == 1.0 else input_ * self.multiplier
-        return hidden, normalized_rows(weight) if self.norm_head else weight
+        weight = normalized_rows(weight) if self.norm_head else weight
+        if targets is None:
+            return super().forward(hidden, weight, runtime_gather_output)
+        spread = (
+            gather_from_sequence_parallel_region if self.sequence_parallel else copy_to_tensor_model_parallel_region
+        )
+        hidden = spread(hidden, group=self.tp_group)
+        return linear_cross_entropy(hidden, weight, self.bias, targets)

@@ -160,7 +160,10 @@ def test_with_and_without_fusion_the_loss_and_every_gradient_are_the_same(values
     found = []
     for fusion in (True, False):
         model = built(cross_entropy_loss_fusion=fusion, **values).train()
+        waited: list[object] = []
+        model.output_layer.register_forward_pre_hook(lambda layer, *_, waited=waited: waited.append(layer))
         losses, sizes = losses_and_what_is_kept(model, mask)
+        assert waited == [model.output_layer], "megatron-core waits there for the weights that it gathers"
         assert (TOKENS.numel() * 128 in sizes) != fusion, "logits are kept without fusion only"
         (losses * mask).sum().backward()
         found.append([losses, *(parameter.grad for parameter in model.parameters())])
