@@ -1,13 +1,15 @@
-"""Package metadata, and the optional C++ extension `megatron_ext._native` built from csrc/*.cpp.
+"""Package metadata, and the optional C++ extensions: `megatron_ext._native` of csrc/, `_kernels` of csrc/kernels/.
 
-The extension is optional: where it cannot be compiled, the installation goes on, says so once, and every native
-function is replaced at run time by its NumPy twin (`tools/doctor.py` tells which of the two is in use).
+They are optional: where one cannot be compiled, the installation goes on, says so once, and every native function is
+replaced at run time: those of data by their NumPy twins, the kernels of a training step by PyTorch's own operations
+(`tools/doctor.py` tells what is in use).
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, setup
@@ -74,32 +76,37 @@ class OptionalBuildExt(build_ext):
         except Exception as error:  # a missing compiler shows up as many different exception types
             if native_is_required():
                 raise
-            print(f"warning: {ext.name} was not built ({error}); the NumPy twins are used instead.", file=sys.stderr)
+            print(f"warning: {ext.name} was not built ({error}); NumPy and PyTorch take its place.", file=sys.stderr)
 
 
 def native_extensions() -> list[Extension]:
-    """The extension with all of csrc/*.cpp in it; none while csrc is empty or pybind11 is absent."""
-    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.cpp"))
-    if not sources or Pybind11Extension is None:
+    """The data operations and the CPU kernels; none while csrc is empty or pybind11 is absent."""
+    if Pybind11Extension is None:
         return []
-    # -ffp-contract=off: no fused multiply-add, so that C++ and its NumPy twin round alike.
-    compile_args = ["-O3", "-ffp-contract=off", "-pthread"]
-    link_args = ["-pthread"]
-    if sys.platform.startswith("linux"):
-        compile_args += ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
-        link_args += ["-Wl,-z,relro,-z,now"]
-    extension = Pybind11Extension(
-        "megatron_ext._native",
-        sources,
-        cxx_std=17,
-        include_dirs=["csrc"],
-        depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.h*")),
-        extra_compile_args=compile_args,
-        extra_link_args=link_args,
-    )
-    extension.optional = not native_is_required()
     ParallelCompile(default=os.cpu_count() or 1).install()
-    return [extension]
+    # -ffp-contract=off: no fused multiply-add, so that C++ and its NumPy twin round alike.
+    extensions = [extension("megatron_ext._native", "csrc", ["-ffp-contract=off"])]
+    if sys.platform.startswith("linux"):
+        # torch has brought its OpenMP by the time that this module is loaded, and the threads are torch's own
+        extensions.append(extension("megatron_ext._kernels", "csrc/kernels", ["-fopenmp"], ["-fopenmp"]))
+    return [extension for extension in extensions if extension.sources]
+
+
+def extension(name: str, folder: str, compile_args: list[str], link_args: Sequence[str] = ()) -> Extension:
+    """The extension of all C++ files of a folder."""
+    hardened = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
+    linux = sys.platform.startswith("linux")
+    found = Pybind11Extension(
+        name,
+        sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).glob("*.cpp")),
+        cxx_std=17,
+        include_dirs=[folder],
+        depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / folder).glob("*.h*")),
+        extra_compile_args=["-O3", "-pthread", *compile_args, *(hardened if linux else [])],
+        extra_link_args=["-pthread", *link_args, *(["-Wl,-z,relro,-z,now"] if linux else [])],
+    )
+    found.optional = not native_is_required()
+    return found
 
 
 def version() -> str:

@@ -1,4 +1,4 @@
-"""Whose kernels compute: PyTorch's own, or those of Transformer Engine and NVIDIA's Apex where they are installed."""
+"""Whose kernels compute: PyTorch's own; on a GPU those of Transformer Engine and Apex; on a CPU ours (csrc/kernels)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import importlib.util
 from dataclasses import dataclass
 
 from megatron_ext.errors import ConfigError
+from megatron_ext.platform.cpu_kernels import CPU_KERNELS
 
-TORCH, ENGINE, APEX = "torch", "TransformerEngine", "Apex"
+TORCH, ENGINE, APEX, NATIVE = "torch", "TransformerEngine", "Apex", "AVX-512"
 
 
 @dataclass(frozen=True)
@@ -16,24 +17,27 @@ class Kernels:
     """The back end of each part.
 
     Attributes:
-        attention: causal attention without ALiBi and without isolated documents, which are always PyTorch's.
+        attention: causal attention. Transformer Engine's without ALiBi and isolated documents, which are PyTorch's.
         norm: RMSNorm and LayerNorm. Never Transformer Engine's, whose norms keep a state of their own in checkpoints.
+        elementwise: SwiGLU, RoPE, cross entropy.
         adam: the update rule of `--optimizer adam`.
     """
 
     attention: str = TORCH
     norm: str = TORCH
+    elementwise: str = TORCH
     adam: str = TORCH
 
     @classmethod
     def of(cls, engine: bool, apex: bool) -> Kernels:
         """The choice on a GPU with these libraries."""
         adam = ENGINE if engine else APEX if apex else TORCH
-        return cls(ENGINE if engine else TORCH, APEX if apex else TORCH, adam)
+        return cls(ENGINE if engine else TORCH, APEX if apex else TORCH, adam=adam)
 
     def describe(self) -> str:
         """All of it in one clause."""
-        return f"attention {self.attention}, norms {self.norm}, Adam {self.adam}"
+        ours = f" (SwiGLU, RoPE and losses {self.elementwise})" if self.elementwise != TORCH else ""
+        return f"attention {self.attention}, norms {self.norm}, Adam {self.adam}{ours}"
 
 
 def choose_kernels(device: str, transformer_impl: str | None = None) -> Kernels:
@@ -42,13 +46,15 @@ def choose_kernels(device: str, transformer_impl: str | None = None) -> Kernels:
     Args:
         device: `cpu` or `cuda`.
         transformer_impl: `--transformer-impl`: local for PyTorch's, transformer_engine to insist on that library;
-            None takes what is installed.
+            None takes what is installed, and on a CPU our own (for bf16, where the machine can run them).
 
     Raises:
         ConfigError: Transformer Engine was asked for and is not there.
     """
-    if device != "cuda" or transformer_impl == "local":
+    if transformer_impl == "local":
         return Kernels()
+    if device != "cuda":
+        return Kernels() if CPU_KERNELS is None else Kernels(NATIVE, NATIVE, NATIVE)
     engine = has_transformer_engine()
     if transformer_impl == "transformer_engine" and not engine:
         raise ConfigError(

@@ -208,8 +208,10 @@ def nccl_needs_a_gpu(run: RunConfig) -> str | None:
 
 @rule()
 def transformer_engine_needs_a_gpu(run: RunConfig) -> str | None:
-    """Its kernels, and the choice between them and PyTorch's, are for GPUs."""
-    return without_effect(run, "transformer_impl", "with --device cpu") if run.parallel.device == "cpu" else None
+    """Its kernels are for GPUs."""
+    if run.parallel.transformer_impl != "transformer_engine" or run.parallel.device != "cpu":
+        return None
+    return "--transformer-impl transformer_engine needs a GPU and --device is cpu: leave it out, or say local"
 
 
 def _counting(run: RunConfig) -> str:

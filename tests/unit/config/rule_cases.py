@@ -102,9 +102,9 @@ CASES = {
         {"distributed_backend": "gloo", "device": "cpu"}, {"distributed_backend": "nccl", "device": "cpu"}, "nccl needs"
     ),
     "transformer_engine_needs_a_gpu": Case(
-        {"transformer_impl": "local", "device": "cuda"},
         {"transformer_impl": "local", "device": "cpu"},
-        "--transformer-impl has no effect with --device cpu",
+        {"transformer_impl": "transformer_engine", "device": "cpu"},
+        "transformer_engine needs a GPU",
     ),
     "training_settings_are_complete": Case({}, {"seq_length": None, "lr": None}, "--seq-length, --lr"),
     "length_of_the_run_is_given": Case(SAMPLES, {"train_iters": None}, "--train-iters or --train-samples"),

@@ -9,7 +9,16 @@ import pytest
 
 from megatron_ext.errors import ConfigError
 from megatron_ext.platform import kernels
-from megatron_ext.platform.kernels import APEX, ENGINE, TORCH, Kernels, choose_kernels, describe_kernels, has_apex
+from megatron_ext.platform.kernels import (
+    APEX,
+    ENGINE,
+    NATIVE,
+    TORCH,
+    Kernels,
+    choose_kernels,
+    describe_kernels,
+    has_apex,
+)
 
 NVIDIAS = {
     "apex.normalization.fused_layer_norm": {"fused_rms_norm_affine": None},
@@ -29,18 +38,26 @@ def installed(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("device", "flag", "engine", "apex", "expected"),
     [
-        ("cuda", None, False, False, Kernels(TORCH, TORCH, TORCH)),
-        ("cuda", None, True, False, Kernels(ENGINE, TORCH, ENGINE)),
-        ("cuda", None, False, True, Kernels(TORCH, APEX, APEX)),
-        ("cuda", None, True, True, Kernels(ENGINE, APEX, ENGINE)),
-        ("cuda", "transformer_engine", True, False, Kernels(ENGINE, TORCH, ENGINE)),
+        ("cuda", None, False, False, Kernels()),
+        ("cuda", None, True, False, Kernels(attention=ENGINE, adam=ENGINE)),
+        ("cuda", None, False, True, Kernels(norm=APEX, adam=APEX)),
+        ("cuda", None, True, True, Kernels(attention=ENGINE, norm=APEX, adam=ENGINE)),
+        ("cuda", "transformer_engine", True, False, Kernels(attention=ENGINE, adam=ENGINE)),
         ("cuda", "local", True, True, Kernels()),
-        ("cpu", None, True, True, Kernels()),
+        ("cpu", "local", True, True, Kernels()),
     ],
 )
 def test_what_is_installed_computes_on_a_gpu(installed, device, flag, engine, apex, expected):
     installed(engine, apex)
     assert choose_kernels(device, flag) == expected
+
+
+def test_a_cpu_runs_our_kernels_where_it_can(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernels, "CPU_KERNELS", object())
+    assert choose_kernels("cpu") == Kernels(attention=NATIVE, norm=NATIVE, elementwise=NATIVE, adam=TORCH)
+    assert describe_kernels("cpu").endswith("Adam torch (SwiGLU, RoPE and losses AVX-512)")
+    monkeypatch.setattr(kernels, "CPU_KERNELS", None)
+    assert choose_kernels("cpu") == Kernels()
 
 
 def test_a_library_that_is_asked_for_must_be_there(installed):
@@ -53,7 +70,7 @@ def test_the_log_names_every_choice_and_what_is_missing(installed):
     installed(False, False)
     chosen = "attention torch, norms torch, Adam torch"
     assert describe_kernels("cuda") == f"{chosen} (TransformerEngine, NVIDIA's Apex not installed)"
-    assert describe_kernels("cpu") == chosen
+    assert describe_kernels("cpu", "local") == chosen
     installed(True, True)
     assert describe_kernels("cuda") == "attention TransformerEngine, norms Apex, Adam TransformerEngine"
 
