@@ -14,4 +14,6 @@ T* at(std::uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
+void bind_attention(pybind11::module_& module);
+
 }  // namespace megatron_ext::kernels

@@ -89,11 +89,7 @@ class CausalAttention(torch.nn.Module):
         Returns:
             `[s, b, np/tp * hn]`, dtype of `query`.
         """
-        starts, positions, device = attention_mask, self.positions, query.device
-        if starts is None:
-            assert not (self.training and positions.reads_documents), "training must say where documents begin"
-        else:
-            assert positions.reads_documents, "documents are not isolated in this model, so no mask may come in"
+        starts, positions, device = self.documents(attention_mask), self.positions, query.device
         if self.context is not None:
             return self._attend_with_others(query, key, value, starts)
         if positions.rotary is not None:
@@ -110,6 +106,27 @@ class CausalAttention(torch.nn.Module):
             out = attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
         return out.permute(2, 0, 1, 3).reshape(s, b, heads * hn)
 
+    def documents(self, starts: Tensor | None) -> Tensor | None:
+        """What came in place of a mask, which must be there when this model trains on documents, and only then."""
+        if starts is None:
+            assert not (self.training and self.positions.reads_documents), "training must say where documents begin"
+        else:
+            assert self.positions.reads_documents, "documents are not isolated in this model, so no mask may come in"
+        return starts
+
+    def rotated_part(self, query: Tensor, key: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Queries and keys `[s/cp, b, ...]` of this rank, rotated by their places in whole sequences."""
+        assert self.context is not None
+        positions, rank, size = self.positions, self.context.rank(), self.context.size()
+        if positions.rotary is None:
+            return query, key
+        length = size * len(query)
+        places = places_of_part(length, rank, size, query.device)
+        if positions.restart and starts is not None:
+            places = part_of(restarted_positions(starts, query.device), rank, size)
+        query, key = (apply_rotary(x, positions.rotary, places, length) for x in (query, key))
+        return query, key
+
     def _numbers_to_drop_by(self, dropout: float) -> AbstractContextManager[None]:
         """The generator of this rank's heads, which no other rank holds.
 
@@ -123,19 +140,13 @@ class CausalAttention(torch.nn.Module):
     def _attend_with_others(self, query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None) -> Tensor:
         """Attend from this rank's two chunks of each sequence, `[s/cp, b, ...]`; collective over `self.context`."""
         assert self.context is not None
-        rank, size = self.context.rank(), self.context.size()
-        length, positions = size * len(query), self.positions
-        if positions.rotary is not None:
-            places = places_of_part(length, rank, size, query.device)
-            if positions.restart and starts is not None:
-                places = part_of(restarted_positions(starts, query.device), rank, size)
-            query, key = (apply_rotary(x, positions.rotary, places, length) for x in (query, key))
+        query, key = self.rotated_part(query, key, starts)
         keys, values = gather_keys_and_values(key, value, self.context)
-        documents = starts if positions.isolate else None
+        documents = starts if self.positions.isolate else None
         dropout = self.dropout if self.training else 0.0
         outs = []
         with self._numbers_to_drop_by(dropout):
-            for chunk, queries in zip(chunks_of(rank, size), query.chunk(2), strict=True):
+            for chunk, queries in zip(chunks_of(self.context.rank(), self.context.size()), query.chunk(2), strict=True):
                 end = (chunk + 1) * len(queries)
                 begin, mask = chunk_mask(self.slopes, documents, (end - len(queries), end), queries)
                 q, k, v = (x.permute(1, 2, 0, 3) for x in (queries, keys[begin:end], values[begin:end]))

@@ -28,13 +28,14 @@ from megatron_ext.model.embedding_norm import add_embedding_norm
 from megatron_ext.model.init import initialize_parameters
 from megatron_ext.model.linear_cross_entropy import Targets
 from megatron_ext.model.localized_filtering import FilteredSelfAttention
+from megatron_ext.model.native_attention import NativeAttention
 from megatron_ext.model.norm import norm_of
 from megatron_ext.model.output_layer import OutputLayer
 from megatron_ext.model.parallel_residual import ParallelResidualLayer
 from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.model.shared_heads import SharedHeadsAttention
 from megatron_ext.model.te_attention import TransformerEngineAttention
-from megatron_ext.platform.kernels import ENGINE, choose_kernels
+from megatron_ext.platform.kernels import ENGINE, NATIVE, choose_kernels
 
 
 class PretrainGPT(GPTModel):
@@ -152,7 +153,8 @@ def layer_spec(run: RunConfig, device: str) -> ModuleSpec:
     # Transformer Engine shares a sequence between ranks in half precision only
     shares = run.parallel.context_parallel_size == 1 or run.train.bf16 or run.train.fp16
     on_engine = kernels.attention == ENGINE and shares and not ours
-    attention = functools.partial(TransformerEngineAttention if on_engine else CausalAttention, positions=positions)
+    plain = NativeAttention if kernels.attention == NATIVE else CausalAttention
+    attention = functools.partial(TransformerEngineAttention if on_engine else plain, positions=positions)
     filtering = {"norm": norm, "isolate": positions.isolate} if model.localized_filtering else {}
     return ModuleSpec(
         module=ParallelResidualLayer if model.parallel_residual else TransformerLayer,

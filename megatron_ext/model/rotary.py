@@ -27,7 +27,7 @@ def apply_rotary(x: Tensor, rotary: Rotary, positions: Tensor | None = None, len
     weights and megatron-core's default.
     """
     rotated = int(x.shape[-1] * rotary.percent)
-    cos, sin = _tables(length or x.shape[0], rotated, rotary, x.dtype, x.device)
+    cos, sin = rotary_tables(length or x.shape[0], rotated, rotary, x.dtype, x.device)
     if positions is not None:
         cos, sin = (table[positions, 0] for table in (cos, sin))  # [s, b or 1, 1, D/2]
     return _Rotate.apply(x, cos, sin, rotary.interleaved)
@@ -59,10 +59,10 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4)
-def _tables(
+def rotary_tables(
     length: int, rotated: int, rotary: Rotary, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[s, 1, 1, D/2]`, shared by all layers."""
+    """Return cosines and sines `[s, 1, 1, D/2]`, shared by all layers, for `rotated` = D channels of every head."""
     frequency, factor = inverse_frequencies(rotary, rotated, device), attention_factor(rotary)
     angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)[:, None, None, :]
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)

@@ -5,7 +5,8 @@ materialised attention scores. The layers here differ (SwiGLU or GELU, RMSNorm o
 attention that saves a sum per row in place of the scores), so every term is counted anew; its name says what is
 saved, its comment why. Tensors that all layers and micro-batches share (RoPE's tables, ALiBi's bias) are
 `shared_bytes`. Not counted: parameters, what a kernel needs while it runs, and isolated documents, whose attention
-is cut into pieces (`--reset-attention-mask`); `is_counted` says for which runs the forms hold.
+is cut into pieces (`--reset-attention-mask`); `is_counted` says for which runs the forms hold. Our own kernels of
+a CPU (`model/native_attention.py`) keep less: neither rotated queries and keys nor anything shared.
 """
 
 from __future__ import annotations

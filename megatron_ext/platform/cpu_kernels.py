@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch  # before the kernels: its OpenMP is then theirs, one set of threads for both
@@ -9,10 +10,10 @@ import torch  # before the kernels: its OpenMP is then theirs, one set of thread
 
 def _load() -> Any | None:
     try:
-        from megatron_ext import _kernels
+        kernels = importlib.import_module("megatron_ext._kernels")
     except ImportError:
         return None
-    return _kernels if _kernels.supported() else None
+    return kernels if kernels.supported() else None
 
 
 CPU_KERNELS: Any | None = _load()

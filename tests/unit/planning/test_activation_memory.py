@@ -25,6 +25,7 @@ from megatron_ext.planning.activation_memory import (
     shared_bytes,
 )
 from megatron_ext.platform.cpu import CpuPlatform
+from megatron_ext.platform.cpu_kernels import CPU_KERNELS
 from megatron_ext.training.forward import forward_step
 from tests.unit.tiny import VOCAB_SIZE, tiny_run
 
@@ -136,11 +137,20 @@ def test_a_rank_of_a_larger_world_saves_what_the_formula_says(family: str, layou
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_half_precision_a_cpu_halves_layernorms_statistics_and_nothing_else(family: str):
     """A GPU keeps mean and 1/std in fp32, and so counts the formula; a CPU keeps them in bfloat16."""
-    run = tiny_run(family, bf16=True)
+    run = tiny_run(family, bf16=True, transformer_impl="local")
     norms = 1 + run.model.num_layers * (1 if run.model.parallel_residual else 2) + run.model.embedding_layernorm
     less = 0 if run.model.normalization == "RMSNorm" else norms * 2 * 16 * 2 * 2
     with chunks_of(run, 0) as [chunk]:
         assert saved_by_autograd(run, chunk) == chunk_bytes(run, VOCAB_SIZE, 0) + shared_bytes(run) - less
+
+
+@pytest.mark.skipif(CPU_KERNELS is None, reason="no AVX-512 with bf16, or nothing compiled")
+def test_our_own_attention_keeps_no_rotated_copies_and_no_bias():
+    for positions in ("rope", "alibi"):
+        run = tiny_run("llama", bf16=True, position_embedding_type=positions)
+        rotated = layer_terms(run).get("query and key, rotated", 0)
+        with chunks_of(run, 0) as [chunk]:
+            assert saved_by_autograd(run, chunk) == chunk_bytes(run, VOCAB_SIZE, 0) - run.model.num_layers * rotated
 
 
 def test_dropout_saves_a_mask_of_a_byte_where_a_cpu_saves_a_whole_tensor():
