@@ -209,7 +209,9 @@ def check_device(installed: Installed) -> Iterator[Finding]:
             facts = torch.cuda.get_device_properties(index)
             yield Finding("ok", f"gpu {index}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB; nccl")
         return
-    yield Finding("ok", "device", "no GPU: CPU processes over gloo")
+    from megatron_ext.platform.kernels import describe_kernels
+
+    yield Finding("ok", "device", f"no GPU: CPU processes over gloo; in bf16 {describe_kernels('cpu')}")
     if torch.version.cuda is not None:
         message = f"a CUDA {torch.version.cuda} build of torch without a GPU; it works and takes several GB of disk"
         yield Finding("note", "torch", message, "a CPU build is smaller: see TORCH_ARGS in the Makefile")

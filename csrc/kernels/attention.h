@@ -4,6 +4,9 @@
 
 #pragma once
 
+#include <omp.h>
+
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -75,6 +78,12 @@ private:
     std::vector<T> memory_;
     T* begin_;
 };
+
+// A thread for each head of keys, if there are so many: what a thread keeps is not small.
+inline int threads_for(const Attention& problem) {
+    const std::int64_t tasks = problem.batch * problem.key_heads;
+    return static_cast<int>(std::min<std::int64_t>(tasks, omp_get_max_threads()));
+}
 
 // The keys that the queries of a block see: from `first` to behind `last`, in whole blocks of keys.
 struct Visible {

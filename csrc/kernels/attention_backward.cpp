@@ -204,7 +204,7 @@ MEGATRON_EXT_TARGET void write_keys(Backward& work, const Attention& problem, co
 // A thread takes a head of keys with all heads of queries that read it: their gradients are summed in one order.
 void attention_backward(const Attention& problem, const Operands& operands, const Gradients& gradients) {
     const std::int64_t group = problem.heads / problem.key_heads;
-#pragma omp parallel
+#pragma omp parallel num_threads(threads_for(problem))
     {
         Backward work(problem);
 #pragma omp for schedule(dynamic, 1)

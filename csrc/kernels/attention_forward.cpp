@@ -132,7 +132,7 @@ MEGATRON_EXT_TARGET void attend_head(Forward& work, const Attention& problem, co
 // A thread takes all queries of a key head, so that nothing depends on how many threads there are.
 void attention_forward(const Attention& problem, const Operands& operands) {
     const std::int64_t group = problem.heads / problem.key_heads;
-#pragma omp parallel
+#pragma omp parallel num_threads(threads_for(problem))
     {
         Forward work(problem);
 #pragma omp for schedule(dynamic, 1)
