@@ -11,4 +11,5 @@ PYBIND11_MODULE(_kernels, module) {
     module.doc() = "CPU kernels of a training step, for bf16 on AVX-512; import torch first, whose threads they use.";
     module.def("supported", &megatron_ext::kernels::supported, "Whether this machine can run them.");
     megatron_ext::kernels::bind_attention(module);
+    megatron_ext::kernels::bind_loss(module);
 }

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_ext.model import native_loss
 from megatron_ext.model.row_chunks import row_chunks
 
 _LAST_COLUMN = (1 << 31) - 1
 
 
-def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup) -> Tensor:
+@dataclass(frozen=True)
+class Scoring:
+    """How logits become losses.
+
+    Attributes:
+        group: tensor-parallel group, ranks in vocabulary order.
+        max_z_weight: `--max-z-loss-weight`; 0 for none.
+        native: whether our CPU kernels compute what they can.
+    """
+
+    group: dist.ProcessGroup
+    max_z_weight: float = 0.0
+    native: bool = False
+
+
+def vocab_parallel_cross_entropy(
+    logits: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup, native: bool = False
+) -> Tensor:
     """Return -log softmax(logits)[label] over the first `vocab_size` columns of the full vocabulary.
 
     Rows that only pad the vocabulary are not in the softmax and get gradient zero. Collective over `group`
@@ -25,17 +44,18 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, vocab_size: int
         labels: int64 `[s, b]`, the same on every rank of `group`; each < `vocab_size`.
         vocab_size: the true number of tokens.
         group: tensor-parallel group, ranks in vocabulary order.
+        native: whether our CPU kernels compute what they can.
 
     Returns:
         fp32 `[s, b]`, the same on every rank of `group`.
 
     Source: arXiv:1909.08053, section 3 (parallel cross entropy).
     """
-    return _VocabParallelCrossEntropy.apply(logits, labels, vocab_size, group, 0.0)[0]
+    return _VocabParallelCrossEntropy.apply(logits, labels, vocab_size, Scoring(group, 0.0, native))[0]
 
 
 def cross_entropy_with_max_z(
-    logits: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup, weight: float
+    logits: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup, weight: float, native: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the cross entropy of every token, with the gradient of cross entropy + weight * z^2, and z.
 
@@ -51,13 +71,14 @@ def cross_entropy_with_max_z(
         vocab_size: as there.
         group: as there.
         weight: `--max-z-loss-weight`, above 0.
+        native: as there.
 
     Returns:
         The cross entropy and z, both fp32 `[s, b]`, the same on every rank of `group`; z has no gradient.
 
     Source: arXiv:2309.10305, section 3.4 (max-z loss).
     """
-    return _VocabParallelCrossEntropy.apply(logits, labels, vocab_size, group, weight)
+    return _VocabParallelCrossEntropy.apply(logits, labels, vocab_size, Scoring(group, weight, native))
 
 
 class RowStatistics(NamedTuple):
@@ -83,42 +104,45 @@ class RowStatistics(NamedTuple):
 
 
 def row_statistics(
-    scores: Tensor, labels: Tensor, first: int, group: dist.ProcessGroup, max_z_weight: float
+    scores: Tensor, labels: Tensor, first: int, scoring: Scoring
 ) -> tuple[Tensor, Tensor, RowStatistics]:
-    """Return cross entropy and z of every row, fp32 `[rows]`, and what the gradient needs. Collective over `group`.
+    """Return cross entropy and z of every row, fp32 `[rows]`, and what the gradient needs. Collective over the group.
 
     Args:
         scores: `[rows, columns]`, this rank's columns of the true vocabulary, maybe none.
         labels: int64 `[rows]`.
         first: the column of the full vocabulary with which they begin.
-        group: tensor-parallel group.
-        max_z_weight: 0 for none.
+        scoring: the group, the max-z loss, whose kernels.
     """
     rows, real = scores.shape
     place = slope = None
-    if max_z_weight:
-        largest, column = _largest_and_place(scores, first, group)
+    own = _own_sums(scores, scoring)
+    if scoring.max_z_weight:
+        largest, column = _all_largest_and_place(own.largest, own.place, first, scoring.group)
         here = (column >= first) & (column < first + real)
-        place, slope = torch.where(here, column - first, 0), torch.where(here, 2 * max_z_weight * largest, 0.0)
+        place = torch.where(here, column - first, 0)
+        slope = torch.where(here, 2 * scoring.max_z_weight * largest, 0.0)
     else:
-        largest = _largest(scores, group)
+        largest = own.largest.clone()
+        _all_reduce(largest, dist.ReduceOp.MAX, scoring.group)
     local = labels - first
     mine = (local >= 0) & (local < real)
     label = torch.where(mine, local, 0)
     sums = torch.zeros(2, rows, device=scores.device)
     total, target = sums
-    for chunk in row_chunks(rows, real):
-        total[chunk] = torch.sub(scores[chunk], largest[chunk, None]).exp_().sum(-1)
     if real:
+        total += _sums_below(scores, largest, own)
         target += (scores.gather(1, label[:, None])[:, 0].float() - largest).where(mine, 0.0)
-    _all_reduce(sums, dist.ReduceOp.SUM, group)
+    _all_reduce(sums, dist.ReduceOp.SUM, scoring.group)
     log_total = total.log()
     columns = (largest + log_total, label, mine, place, slope)
     statistics = RowStatistics(*(tensor if tensor is None else tensor[:, None] for tensor in columns))
     return log_total - target, largest, statistics
 
 
-def write_logit_gradient(out: Tensor, scores: Tensor, statistics: RowStatistics, weight: Tensor) -> None:
+def write_logit_gradient(
+    out: Tensor, scores: Tensor, statistics: RowStatistics, weight: Tensor, native: bool = False
+) -> None:
     """Write the gradient of the logits; rank-local.
 
     Args:
@@ -126,7 +150,11 @@ def write_logit_gradient(out: Tensor, scores: Tensor, statistics: RowStatistics,
         scores: as in `row_statistics`.
         statistics: of the same rows.
         weight: fp32 `[rows, 1]`, the gradient that each token's loss gets.
+        native: whether our CPU kernel computes what it can.
     """
+    if native and native_loss.can_score(scores) and native_loss.can_score(out):
+        native_loss.logit_gradient(out, scores, statistics, weight)
+        return
     for chunk in row_chunks(*scores.shape):
         those = statistics.of(chunk)
         softmax = torch.sub(scores[chunk], those.log_sum_exp).exp_()
@@ -138,12 +166,13 @@ def write_logit_gradient(out: Tensor, scores: Tensor, statistics: RowStatistics,
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, labels, vocab_size, group, max_z_weight):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def forward(ctx, logits, labels, vocab_size, scoring):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         columns = logits.shape[-1]
-        first, ctx.real = true_columns(columns, vocab_size, group)
+        first, ctx.real = true_columns(columns, vocab_size, scoring.group)
         scores = logits.reshape(-1, columns)[:, : ctx.real]
-        losses, z, statistics = row_statistics(scores, labels.flatten(), first, group, max_z_weight)
+        losses, z, statistics = row_statistics(scores, labels.flatten(), first, scoring)
         ctx.save_for_backward(logits, *statistics)
+        ctx.native = scoring.native
         z = z.reshape(labels.shape)
         ctx.mark_non_differentiable(z)
         return losses.reshape(labels.shape), z
@@ -156,8 +185,8 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         scores, grads = logits.reshape(-1, columns)[:, :real], grad.view(-1, columns)
         grads[:, real:] = 0
         weight = grad_output.reshape(-1, 1).float()
-        write_logit_gradient(grads[:, :real], scores, RowStatistics(*statistics), weight)
-        return grad, None, None, None, None
+        write_logit_gradient(grads[:, :real], scores, RowStatistics(*statistics), weight, ctx.native)
+        return grad, None, None, None
 
 
 def true_columns(columns: int, vocab_size: int, group: dist.ProcessGroup) -> tuple[int, int]:
@@ -166,33 +195,59 @@ def true_columns(columns: int, vocab_size: int, group: dist.ProcessGroup) -> tup
     return first, max(0, min(columns, vocab_size - first))
 
 
-def _largest(scores: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The largest of all ranks' scores in each row, fp32."""
-    if scores.shape[1]:
-        largest = scores.amax(-1).float()
-    else:
-        largest = scores.new_full((len(scores),), float("-inf"), dtype=torch.float32)
-    _all_reduce(largest, dist.ReduceOp.MAX, group)
-    return largest
+class _OwnSums(NamedTuple):
+    """What a rank alone knows of its rows, all `[rows]`.
+
+    Attributes:
+        largest: its largest score, fp32.
+        place: the first of its columns that holds it, int64, with a max-z loss; else None.
+        total: sum(exp(score - largest)), fp32, from the kernel that reads a row once; else None.
+    """
+
+    largest: Tensor
+    place: Tensor | None = None
+    total: Tensor | None = None
 
 
-def _largest_and_place(scores: Tensor, first: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+def _own_sums(scores: Tensor, scoring: Scoring) -> _OwnSums:
+    """Read this rank's columns of the true vocabulary, maybe none, as far as no other rank is needed."""
+    rows, real = scores.shape
+    if scoring.native and native_loss.can_score(scores):
+        return _OwnSums(*native_loss.row_sums(scores, bool(scoring.max_z_weight)))
+    if not real:
+        nothing = torch.full((rows,), float("-inf"), device=scores.device)
+        return _OwnSums(nothing, torch.zeros_like(nothing, dtype=torch.int64))
+    if not scoring.max_z_weight:
+        return _OwnSums(scores.amax(-1).float())
+    values, columns = scores.max(-1)  # the first of equals
+    return _OwnSums(values.float(), columns)
+
+
+def _sums_below(scores: Tensor, largest: Tensor, own: _OwnSums) -> Tensor:
+    """sum(exp(score - largest)) of every row, `largest` being that of all ranks."""
+    if own.total is not None:
+        return own.total * (own.largest - largest).exp_()
+    total = torch.empty_like(largest)
+    for chunk in row_chunks(*scores.shape):
+        total[chunk] = torch.sub(scores[chunk], largest[chunk, None]).exp_().sum(-1)
+    return total
+
+
+def _all_largest_and_place(
+    largest: Tensor, place: Tensor, first: int, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
     """The largest score of each row, fp32, and the first column of the full vocabulary that holds it, int64.
 
     One reduction serves both: the bits of an fp32 number, those below the sign turned over where it is negative, are
     an integer of the same order; below it, in 64 bits, stands the column, counted downwards.
 
     Args:
-        scores: this rank's columns of the true vocabulary, maybe none.
+        largest: of this rank's columns.
+        place: the first of them that holds it.
         first: the column of the full vocabulary with which they begin.
         group: tensor-parallel group.
     """
-    if scores.shape[1]:
-        values, columns = scores.max(-1)  # the first of equals
-    else:
-        values = scores.new_full((len(scores),), float("-inf"))
-        columns = torch.zeros_like(values, dtype=torch.int64)
-    packed = (_in_order(values.float().view(torch.int32)).long() << 32) | (_LAST_COLUMN - first - columns)
+    packed = (_in_order(largest.view(torch.int32)).long() << 32) | (_LAST_COLUMN - first - place)
     _all_reduce(packed, dist.ReduceOp.MAX, group)
     return _in_order((packed >> 32).int()).view(torch.float32), _LAST_COLUMN - (packed & _LAST_COLUMN)
 

@@ -35,7 +35,7 @@ from megatron_ext.model.parallel_residual import ParallelResidualLayer
 from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.model.shared_heads import SharedHeadsAttention
 from megatron_ext.model.te_attention import TransformerEngineAttention
-from megatron_ext.platform.kernels import ENGINE, NATIVE, choose_kernels
+from megatron_ext.platform.kernels import ENGINE, NATIVE, TORCH, choose_kernels
 
 
 class PretrainGPT(GPTModel):
@@ -53,6 +53,7 @@ class PretrainGPT(GPTModel):
     Args:
         run: the multipliers, NormHead, the weight of the max-z loss.
         true_vocab_size: number of tokens without padding.
+        elementwise: whose kernels compute the losses, as in `Kernels`.
         **core: GPTModel's own arguments.
     """
 
@@ -60,8 +61,9 @@ class PretrainGPT(GPTModel):
     embedding_noise: EmbeddingNoise | None = None
     output_layer: OutputLayer
 
-    def __init__(self, run: RunConfig, true_vocab_size: int, **core: object) -> None:
+    def __init__(self, run: RunConfig, true_vocab_size: int, elementwise: str = TORCH, **core: object) -> None:
         super().__init__(**core)
+        self.native_loss = elementwise == NATIVE
         self.true_vocab_size = true_vocab_size
         self.embedding_multiplier = run.model.embedding_multiplier
         self.max_z_loss_weight = run.train.max_z_loss_weight
@@ -97,7 +99,8 @@ class PretrainGPT(GPTModel):
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         max_z_weight = self.max_z_loss_weight if self.training else 0.0
         labels, loss_mask = labels.transpose(0, 1), loss_mask.transpose(0, 1)
-        targets = Targets(labels, loss_mask, self.true_vocab_size, self.pg_collection.tp, max_z_weight)
+        group, native = self.pg_collection.tp, self.native_loss
+        targets = Targets(labels, loss_mask, self.true_vocab_size, group, max_z_weight, native)
         loss, largest = self.output_layer(hidden_states, weight, targets=targets)
         self.largest_logits = largest.transpose(0, 1) if max_z_weight else None
         return loss.transpose(0, 1).contiguous()
@@ -112,11 +115,11 @@ class PretrainGPT(GPTModel):
         group, labels, self.largest_logits = self.pg_collection.tp, labels.transpose(0, 1), None
         if self.training and self.max_z_loss_weight:
             loss, largest = cross_entropy_with_max_z(
-                logits, labels, self.true_vocab_size, group, self.max_z_loss_weight
+                logits, labels, self.true_vocab_size, group, self.max_z_loss_weight, self.native_loss
             )
             self.largest_logits = largest.transpose(0, 1)
         else:
-            loss = vocab_parallel_cross_entropy(logits, labels, self.true_vocab_size, group)
+            loss = vocab_parallel_cross_entropy(logits, labels, self.true_vocab_size, group, self.native_loss)
         return loss.transpose(0, 1).contiguous()
 
 
@@ -134,8 +137,8 @@ def build_model(run: RunConfig, vocab_size: int, device: str) -> list[PretrainGP
     core = transformer_config(run, device)
     virtual = run.virtual_pipeline_model_parallel_size
     stages: list[int | None] = [None] if virtual is None else list(range(virtual))
-    spec = layer_spec(run, device)
-    chunks = [_build_chunk(run, core, spec, vocab_size, stage) for stage in stages]
+    spec, elementwise = layer_spec(run, device), choose_kernels(device, run.parallel.transformer_impl).elementwise
+    chunks = [_build_chunk(run, core, spec, vocab_size, stage, elementwise) for stage in stages]
     for chunk in chunks:
         initialize_parameters(chunk, run)
         if device == "cuda":
@@ -195,7 +198,7 @@ def positions_of(run: RunConfig) -> Positions:
 
 
 def _build_chunk(
-    run: RunConfig, core: TransformerConfig, spec: ModuleSpec, vocab_size: int, stage: int | None
+    run: RunConfig, core: TransformerConfig, spec: ModuleSpec, vocab_size: int, stage: int | None, elementwise: str
 ) -> PretrainGPT:
     model = run.model
     num_layers = get_num_layers_to_build(core, vp_stage=stage)
@@ -206,6 +209,7 @@ def _build_chunk(
     chunk = PretrainGPT(
         run=run,
         true_vocab_size=vocab_size,
+        elementwise=elementwise,
         config=core,
         transformer_layer_spec=TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=norm),
         vocab_size=padded_vocab_size(run, vocab_size),

@@ -9,8 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_ext.model.cross_entropy import row_statistics, true_columns, write_logit_gradient
+from megatron_ext.model import native_loss
+from megatron_ext.model.cross_entropy import Scoring, row_statistics, true_columns, write_logit_gradient
 from megatron_ext.model.row_chunks import row_chunks
+from megatron_ext.platform.cpu_kernels import fits
 
 CHUNK_LOGITS = 1 << 24
 """Logits at a time: few enough to be a small part of a step's memory, so many that the products run at full speed."""
@@ -26,6 +28,7 @@ class Targets:
         vocab_size: the true number of tokens.
         group: tensor-parallel group, ranks in vocabulary order.
         max_z_weight: `--max-z-loss-weight`; 0 for none.
+        native: whether our CPU kernels compute what they can.
     """
 
     labels: Tensor
@@ -33,6 +36,7 @@ class Targets:
     vocab_size: int
     group: dist.ProcessGroup
     max_z_weight: float = 0.0
+    native: bool = False
 
 
 def linear_cross_entropy(
@@ -69,22 +73,21 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, weight, bias, targets, with_gradients):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
-        labels, counts, group = targets.labels.flatten(), targets.loss_mask.flatten().float(), targets.group
-        first, real = true_columns(len(weight), targets.vocab_size, group)
+        labels, counts = targets.labels.flatten(), targets.loss_mask.flatten().float()
+        scoring = Scoring(targets.group, targets.max_z_weight, targets.native)
+        first, real = true_columns(len(weight), targets.vocab_size, targets.group)
         true_weight, true_bias = weight[:real], None if bias is None else bias[:real]
         wanted = ctx.needs_input_grad[:3] if with_gradients else (False, False, False)
-        gradients = _Gradients(rows, weight, bias, wanted)
+        gradients = _Gradients(rows, weight, bias, wanted, targets.native)
         losses, largest = (torch.empty(len(rows), device=rows.device) for _ in range(2))
         for chunk in row_chunks(len(rows), len(weight), CHUNK_LOGITS):  # the same on every rank, padded or not
             logits = functional.linear(rows[chunk], true_weight, true_bias)
-            losses[chunk], largest[chunk], statistics = row_statistics(
-                logits, labels[chunk], first, group, targets.max_z_weight
-            )
+            losses[chunk], largest[chunk], statistics = row_statistics(logits, labels[chunk], first, scoring)
             if any(wanted):
-                write_logit_gradient(logits, logits, statistics, counts[chunk, None])
+                write_logit_gradient(logits, logits, statistics, counts[chunk, None], targets.native)
                 gradients.add(logits, rows[chunk], true_weight, chunk)
         ctx.save_for_backward(counts, *gradients.sums)
-        ctx.dtype = rows.dtype
+        ctx.dtype, ctx.native = rows.dtype, targets.native
         ctx.mark_non_differentiable(largest)
         return losses, largest
 
@@ -92,17 +95,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_output, _):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         counts, *sums = ctx.saved_tensors
         factor = common_factor(grad_output, counts)
-        return *(None if total is None else _scaled(total, factor, ctx.dtype) for total in sums), None, None
+        scaled = (None if total is None else _scaled(total, factor, ctx.dtype, ctx.native) for total in sums)
+        return *scaled, None, None
 
 
 class _Gradients:
     """The gradients of hidden states, weight and bias, as far as they are wanted, from more and more tokens."""
 
-    def __init__(self, rows: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...]) -> None:
+    def __init__(
+        self, rows: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...], native: bool
+    ) -> None:
         of_rows, of_weight, of_bias = wanted
-        self.of_rows = torch.zeros_like(rows) if of_rows else None
-        self.of_weight = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
+        # the first tokens are written, the others added: only where there are none at all must there be zeros
+        new = torch.empty_like if len(rows) and len(weight) else torch.zeros_like
+        self.of_rows = new(rows) if of_rows else None
+        self.of_weight = new(weight, dtype=torch.float32) if of_weight else None
         self.of_bias = torch.zeros_like(bias, dtype=torch.float32) if of_bias and bias is not None else None
+        self.native = native
 
     @property
     def sums(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -114,9 +123,12 @@ class _Gradients:
         if self.of_rows is not None:
             torch.mm(of_logits, weight, out=self.of_rows[chunk])
         if self.of_weight is not None:
-            share = of_logits.T @ rows
-            for some in row_chunks(*share.shape):
-                self.of_weight[:columns][some] += share[some]
+            share, total = of_logits.T @ rows, self.of_weight[:columns]
+            if chunk.start == 0:
+                total.copy_(share)
+                self.of_weight[columns:] = 0
+            else:
+                _add(total, share, self.native)
         if self.of_bias is not None:
             self.of_bias[:columns] += of_logits.sum(0, dtype=torch.float32)
 
@@ -131,9 +143,21 @@ def common_factor(grad_output: Tensor, counts: Tensor) -> Tensor:
     return torch.where(holds.all(), factor, torch.nan)
 
 
-def _scaled(total: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+def _add(total: Tensor, share: Tensor, native: bool) -> None:
+    """Add `share`, `[rows, columns]` of any float dtype, to fp32 `total`; no fp32 copy of it exists whole."""
+    if native and fits(share) and share.is_contiguous():
+        native_loss.add(total, share)
+        return
+    for some in row_chunks(*share.shape):
+        total[some] += share[some]
+
+
+def _scaled(total: Tensor, factor: Tensor, dtype: torch.dtype, native: bool) -> Tensor:
     """`total` times `factor` in `dtype`; an fp32 copy of it never exists whole."""
     out = torch.empty_like(total, dtype=dtype)
+    if native and fits(out) and total.dtype == torch.float32 and total.is_contiguous():
+        native_loss.scaled(out, total, float(factor))
+        return out
     for some in row_chunks(len(total), total[0].numel() if len(total) else 0):
         out[some] = total[some] * factor
     return out

@@ -10,14 +10,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_ext.config.rope_scaling import RopeScaling
+from megatron_ext.model import native_loss
 from megatron_ext.model.attention import CausalAttention, Positions
 from megatron_ext.model.counts import parameter_counts
 from megatron_ext.model.gpt import PretrainGPT, build_model, positions_of
 from megatron_ext.model.init import sharded_parameters
 from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.parallel.world import World
+from megatron_ext.platform.cpu_kernels import CPU_KERNELS
 from tests.unit.model.textbook import textbook_logits
 from tests.unit.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_run
+
+LOSS_KERNELS = {"row_sums", "logit_gradient"}
 
 
 def built(architecture: str, **values: object) -> PretrainGPT:
@@ -80,6 +84,38 @@ def test_loss_is_the_cross_entropy_of_the_logits_over_the_true_vocabulary(archit
     expected = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(3, 16)
     assert losses.dtype == torch.float32 and losses.is_contiguous()
     torch.testing.assert_close(losses, expected)
+
+
+class Recorded:
+    """The CPU kernels, and which of them were called."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def __getattr__(self, name: str) -> object:
+        self.names.add(name)
+        return getattr(CPU_KERNELS, name)
+
+
+@pytest.mark.skipif(CPU_KERNELS is None, reason="the kernels are not built, or no AVX-512 with bf16")
+@pytest.mark.parametrize("fusion", [True, False])
+def test_our_kernels_compute_bf16_on_a_cpu_unless_pytorchs_are_asked_for(
+    fusion: bool, world: World, monkeypatch: pytest.MonkeyPatch
+):
+    expected = LOSS_KERNELS | {"scaled"} if fusion else LOSS_KERNELS
+    losses = []
+    for flag, dtype, names in ((None, True, expected), ("local", True, set()), (None, False, set())):
+        recorded = Recorded()
+        for module in (native_loss,):
+            monkeypatch.setattr(module, "CPU_KERNELS", recorded)
+        model = built("llama", bf16=dtype, transformer_impl=flag, cross_entropy_loss_fusion=fusion)
+        tokens, labels = tokens_and_labels()
+        mask = torch.ones(labels.shape)
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        losses.append((model(tokens, positions, None, labels=labels, loss_mask=mask) * mask).mean())
+        losses[-1].backward()
+        assert recorded.names == names
+    torch.testing.assert_close(losses[0], losses[1], rtol=2e-3, atol=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
