@@ -170,6 +170,8 @@ def _architecture(run: RunConfig) -> dict[str, Any]:
         "layernorm_epsilon": model.layernorm_epsilon,
         "gated_linear_unit": model.swiglu,
         "activation_func": F.silu if model.swiglu else _TANH_GELU if model.openai_gelu else F.gelu,
+        # megatron-core's MLP then calls the layer's own function on gate and up together (model/swiglu.py)
+        "use_te_activation_func": model.swiglu,
         "add_bias_linear": model.add_bias_linear,
         "add_qkv_bias": model.add_qkv_bias,
         "hidden_dropout": model.hidden_dropout,

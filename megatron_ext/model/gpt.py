@@ -34,6 +34,7 @@ from megatron_ext.model.output_layer import OutputLayer
 from megatron_ext.model.parallel_residual import ParallelResidualLayer
 from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.model.shared_heads import SharedHeadsAttention
+from megatron_ext.model.swiglu import native_swiglu, swiglu
 from megatron_ext.model.te_attention import TransformerEngineAttention
 from megatron_ext.platform.kernels import ENGINE, NATIVE, TORCH, choose_kernels
 
@@ -176,7 +177,12 @@ def layer_spec(run: RunConfig, device: str) -> ModuleSpec:
             pre_mlp_layernorm=IdentityOp if model.parallel_residual else norm,
             mlp=ModuleSpec(
                 module=MLP,
-                submodules=MLPSubmodules(linear_fc1=column_parallel(fc1_bias), linear_fc2=row_parallel(fc2_bias)),
+                submodules=MLPSubmodules(
+                    linear_fc1=column_parallel(fc1_bias),
+                    # read with SwiGLU only (to_core)
+                    activation_func=native_swiglu if kernels.elementwise == NATIVE else swiglu,
+                    linear_fc2=row_parallel(fc2_bias),
+                ),
             ),
             mlp_bda=get_bias_dropout_add,
         ),

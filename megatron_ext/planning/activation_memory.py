@@ -145,8 +145,8 @@ def _attention(run: RunConfig, sizes: Sizes, recomputed: bool) -> Terms:
 def _feed_forward(run: RunConfig, sizes: Sizes) -> Terms:
     width = sizes.tokens * sizes.ffn * sizes.element
     if run.model.swiglu:
-        # gate and up; then, for the product of the two, silu(gate) and megatron-core's "up + offset", a copy
-        return {"gate and up": 2 * width, "silu(gate)": width, "up, offset": width, "feed-forward output": width}
+        # what model/swiglu.py keeps, and its output, which is the input of the last projection
+        return {"gate and up": 2 * width, "feed-forward output": width}
     # GELU saves its input; its output is the input of the last projection
     return {"gelu input": width, "feed-forward output": width}
 

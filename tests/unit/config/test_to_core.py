@@ -153,6 +153,7 @@ def test_resolved_sizes_are_passed_down():
     core = to_core.transformer_config(BASE.with_values(swiglu=True, hidden_size=256), "cpu")
     assert (core.ffn_hidden_size, core.kv_channels, core.num_query_groups) == (640, 64, 4)
     assert core.gated_linear_unit and core.activation_func is torch.nn.functional.silu
+    assert core.use_te_activation_func and not to_core.transformer_config(BASE, "cpu").use_te_activation_func
 
 
 def test_megatron_cores_refusal_names_our_flags():

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_ext.config.rope_scaling import RopeScaling
-from megatron_ext.model import native_loss
+from megatron_ext.model import native_loss, swiglu
 from megatron_ext.model.attention import CausalAttention, Positions
 from megatron_ext.model.counts import parameter_counts
 from megatron_ext.model.gpt import PretrainGPT, build_model, positions_of
@@ -21,7 +21,7 @@ from megatron_ext.platform.cpu_kernels import CPU_KERNELS
 from tests.unit.model.textbook import textbook_logits
 from tests.unit.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_run
 
-LOSS_KERNELS = {"row_sums", "logit_gradient"}
+LLAMAS_KERNELS = {"row_sums", "logit_gradient", "swiglu", "swiglu_gradient"}
 
 
 def built(architecture: str, **values: object) -> PretrainGPT:
@@ -102,11 +102,11 @@ class Recorded:
 def test_our_kernels_compute_bf16_on_a_cpu_unless_pytorchs_are_asked_for(
     fusion: bool, world: World, monkeypatch: pytest.MonkeyPatch
 ):
-    expected = LOSS_KERNELS | {"scaled"} if fusion else LOSS_KERNELS
+    expected = LLAMAS_KERNELS | {"scaled"} if fusion else LLAMAS_KERNELS
     losses = []
     for flag, dtype, names in ((None, True, expected), ("local", True, set()), (None, False, set())):
         recorded = Recorded()
-        for module in (native_loss,):
+        for module in (native_loss, swiglu):
             monkeypatch.setattr(module, "CPU_KERNELS", recorded)
         model = built("llama", bf16=dtype, transformer_impl=flag, cross_entropy_loss_fusion=fusion)
         tokens, labels = tokens_and_labels()
