@@ -12,5 +12,6 @@ PYBIND11_MODULE(_kernels, module) {
     module.def("supported", &megatron_ext::kernels::supported, "Whether this machine can run them.");
     megatron_ext::kernels::bind_attention(module);
     megatron_ext::kernels::bind_loss(module);
+    megatron_ext::kernels::bind_norm(module);
     megatron_ext::kernels::bind_swiglu(module);
 }

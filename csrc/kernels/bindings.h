@@ -16,6 +16,7 @@ T* at(std::uintptr_t address) {
 
 void bind_attention(pybind11::module_& module);
 void bind_loss(pybind11::module_& module);
+void bind_norm(pybind11::module_& module);
 void bind_swiglu(pybind11::module_& module);
 
 }  // namespace megatron_ext::kernels

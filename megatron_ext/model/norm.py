@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_ext.config import ModelConfig
-from megatron_ext.platform.kernels import APEX, Kernels
+from megatron_ext.platform.cpu_kernels import CPU_KERNELS, fits
+from megatron_ext.platform.kernels import APEX, NATIVE, Kernels
 
 
 class RMSNorm(torch.nn.Module):
@@ -29,11 +30,13 @@ class RMSNorm(torch.nn.Module):
     """
 
     apex = False
+    native = False
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
         super().__init__()
         self.eps = eps
-        self.function = _apex("fused_rms_norm_affine", hidden_size) if self.apex else rms_norm
+        ours = native_rms_norm if self.native else rms_norm
+        self.function = _apex("fused_rms_norm_affine", hidden_size) if self.apex else ours
         self.weight = _parameter(config, torch.ones(hidden_size, dtype=config.params_dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,6 +78,33 @@ class _RMSNormFunction(torch.autograd.Function):
         return grad.sub_(normal.mul_(share)).mul_(rstd).to(x.dtype), grad_weight, None
 
 
+def native_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `rms_norm`, in our CPU kernels where they fit: bf16 x and weight, fp32 inside, rounded once."""
+    return _NativeRMSNorm.apply(x, weight, eps) if fits(x, weight) else rms_norm(x, weight, eps)
+
+
+class _NativeRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        x, weight = x.contiguous(), weight.contiguous()
+        out, rstd = torch.empty_like(x), torch.empty(x.shape[:-1], device=x.device)
+        CPU_KERNELS.rms_norm(*_addresses(out, rstd, x, weight), rstd.numel(), x.shape[-1], eps)
+        ctx.save_for_backward(x, weight, rstd)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        x, weight, rstd = ctx.saved_tensors
+        upstream, of_x, of_weight = grad_output.contiguous(), torch.empty_like(x), torch.empty_like(weight)
+        addresses = _addresses(of_x, of_weight, upstream, x, weight, rstd)
+        CPU_KERNELS.rms_norm_gradient(*addresses, rstd.numel(), x.shape[-1])
+        return of_x, of_weight, None
+
+
+def _addresses(*tensors: Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
 class LayerNorm(torch.nn.Module):
     """y = (x - mean) / sqrt(var + eps) * weight + bias over the last dimension.
 
@@ -103,10 +133,17 @@ NORMS: dict[str, type[torch.nn.Module]] = {"RMSNorm": RMSNorm, "LayerNorm": Laye
 
 
 def norm_of(model: ModelConfig, kernels: Kernels) -> type[torch.nn.Module]:
-    """Return the class of the norm of `model`, one with Apex's kernels where `kernels` says so."""
+    """Return the class of the norm of `model`, one with the kernels that `kernels` names.
+
+    Our own CPU kernels are of RMSNorm: LayerNorm's are PyTorch's, which are fused on a CPU as well.
+    """
     norm = NORMS[model.normalization]
     # a class, since megatron-core takes its norms as classes only
-    return type(f"Apex{norm.__name__}", (norm,), {"apex": True}) if kernels.norm == APEX else norm
+    if kernels.norm == APEX:
+        return type(f"Apex{norm.__name__}", (norm,), {"apex": True})
+    if kernels.norm == NATIVE and norm is RMSNorm:
+        return type("NativeRMSNorm", (norm,), {"native": True})
+    return norm
 
 
 def _apex(name: str, hidden_size: int) -> Callable[..., Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_ext.config.rope_scaling import RopeScaling
-from megatron_ext.model import native_loss, swiglu
+from megatron_ext.model import native_loss, norm, swiglu
 from megatron_ext.model.attention import CausalAttention, Positions
 from megatron_ext.model.counts import parameter_counts
 from megatron_ext.model.gpt import PretrainGPT, build_model, positions_of
@@ -21,7 +21,7 @@ from megatron_ext.platform.cpu_kernels import CPU_KERNELS
 from tests.unit.model.textbook import textbook_logits
 from tests.unit.tiny import ARCHITECTURES, VOCAB_SIZE, tiny_run
 
-LLAMAS_KERNELS = {"row_sums", "logit_gradient", "swiglu", "swiglu_gradient"}
+LLAMAS_KERNELS = {"row_sums", "logit_gradient", "swiglu", "swiglu_gradient", "rms_norm", "rms_norm_gradient"}
 
 
 def built(architecture: str, **values: object) -> PretrainGPT:
@@ -106,7 +106,7 @@ def test_our_kernels_compute_bf16_on_a_cpu_unless_pytorchs_are_asked_for(
     losses = []
     for flag, dtype, names in ((None, True, expected), ("local", True, set()), (None, False, set())):
         recorded = Recorded()
-        for module in (native_loss, swiglu):
+        for module in (native_loss, norm, swiglu):
             monkeypatch.setattr(module, "CPU_KERNELS", recorded)
         model = built("llama", bf16=dtype, transformer_impl=flag, cross_entropy_loss_fusion=fusion)
         tokens, labels = tokens_and_labels()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -11,8 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_ext.config import ModelConfig
-from megatron_ext.model.norm import NORMS, LayerNorm, RMSNorm, norm_of
-from megatron_ext.platform.kernels import APEX, Kernels
+from megatron_ext.model import norm as module
+from megatron_ext.model.norm import NORMS, LayerNorm, RMSNorm, native_rms_norm, norm_of, rms_norm
+from megatron_ext.platform.cpu_kernels import CPU_KERNELS
+from megatron_ext.platform.kernels import APEX, NATIVE, Kernels
+from tests.unit.model.ulps import assert_rounded, threads
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 SHAPES = [(7, 3, 32), (1, 1, 5), (4, 3), (2, 3, 4, 17)]
@@ -170,3 +174,84 @@ def test_apexs_kernels_are_called_as_apex_wants(name: str, monkeypatch: pytest.M
     x = torch.randn(6, 2, 24, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(apex(x), ours(x))
     assert norm_of(ModelConfig(normalization=name), Kernels()) is NORMS[name]
+
+
+needs_kernels = pytest.mark.skipif(CPU_KERNELS is None, reason="the kernels are not built, or no AVX-512 with bf16")
+
+
+def native_case(rows: int, hidden: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and upstream gradient, bf16."""
+    generator = torch.Generator().manual_seed(hidden)
+    x, upstream = (torch.randn(rows, hidden, generator=generator) for _ in range(2))
+    weight = 1 + 0.5 * torch.randn(hidden, generator=generator)
+    return (3 * x + 1).bfloat16(), weight.bfloat16(), upstream.bfloat16()
+
+
+def native_results(x: Tensor, weight: Tensor, upstream: Tensor, function: Callable[..., Tensor] = native_rms_norm):
+    x, weight = (tensor.detach().clone().requires_grad_() for tensor in (x, weight))
+    out = function(x, weight, 1e-3)
+    out.backward(upstream)
+    return out.detach(), x.grad, weight.grad
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 63, 64, 200])
+@pytest.mark.parametrize("hidden", [1, 15, 16, 17, 100, 512, 4097])
+def test_our_kernels_round_the_formula_once(hidden: int, rows: int):
+    x, weight, upstream = native_case(rows, hidden)
+    actual = native_results(x, weight, upstream)
+    exact = [tensor.double().requires_grad_() for tensor in (x, weight)]
+    expected = formula("RMSNorm", exact[0], exact[1:], 1e-3)
+    expected.backward(upstream.double())
+    assert_rounded(actual[0], expected.detach())
+    # what the gradients subtract and sum is larger than what remains of it: by fp32's rounding of the largest
+    lost = 1e-6 * float(upstream.abs().max() * weight.abs().max())
+    for one, other in zip(actual[1:], exact, strict=True):
+        assert_rounded(one, other.grad, lost)
+
+
+@needs_kernels
+@pytest.mark.parametrize("hidden", [1, 17, 512])
+def test_our_kernels_agree_with_pytorchs_operations(hidden: int):
+    case = native_case(70, hidden)
+    for one, other in zip(native_results(*case), native_results(*case, function=rms_norm), strict=True):
+        torch.testing.assert_close(one, other, rtol=2.0**-7, atol=1e-5)
+
+
+@needs_kernels
+def test_of_our_kernels_the_number_of_threads_changes_no_bit():
+    case = native_case(1000, 100)
+    with threads(1):
+        alone = native_results(*case)
+    for number in (2, 3):
+        with threads(number):
+            assert all(one.equal(other) for one, other in zip(native_results(*case), alone, strict=True))
+
+
+@needs_kernels
+def test_our_kernels_take_any_memory_layout_and_change_no_input():
+    x, weight, upstream = native_case(12, 20)
+    expected = native_results(x, weight, upstream)
+    turned = [tensor.t().contiguous().t() for tensor in (x, upstream)]
+    again = native_results(turned[0], weight, turned[1])
+    assert all(one.equal(other) for one, other in zip(again, expected, strict=True))
+    for tensor, before in zip((x, weight, upstream), native_case(12, 20), strict=True):
+        assert tensor.equal(before)
+
+
+def test_what_our_kernels_do_not_take_goes_to_pytorch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "CPU_KERNELS", None)
+    case = [tensor.float() for tensor in native_case(5, 17)]
+    for one, other in zip(native_results(*case), native_results(*case, function=rms_norm), strict=True):
+        assert one.equal(other)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_our_kernels_are_rms_norms(name: str):
+    kind = norm_of(ModelConfig(normalization=name), Kernels(norm=NATIVE))
+    assert (
+        issubclass(kind, NORMS[name])
+        and kind(config(), 4).state_dict().keys() == NORMS[name](config(), 4).state_dict().keys()
+    )
+    assert (kind is LayerNorm) == (name == "LayerNorm")
+    assert name == "LayerNorm" or kind(config(), 4).function is native_rms_norm
