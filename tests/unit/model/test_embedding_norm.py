@@ -17,7 +17,7 @@ from tests.unit.model.test_blocks import built, tokens
 def test_the_embeddings_norm_is_of_the_models_kind_and_eps(architecture: str, norm: type, world: World):
     model = built(architecture, layernorm_epsilon=3e-3)
     layer = model.embedding.word_embeddings_layernorm
-    assert type(layer) is norm and layer.eps == 3e-3
+    assert isinstance(layer, norm) and layer.eps == 3e-3
     with torch.no_grad():
         layer.weight.fill_(2.0)
         hidden = model.embedding(tokens(), None)
