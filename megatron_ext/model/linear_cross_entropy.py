@@ -16,6 +16,8 @@ from megatron_ext.platform.cpu_kernels import fits
 
 CHUNK_LOGITS = 1 << 24
 """Logits at a time: few enough to be a small part of a step's memory, so many that the products run at full speed."""
+CHUNK_WEIGHTS = 1 << 22
+"""Elements of the weight's gradient at a time, likewise; what a chunk of tokens adds is still in a CPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +125,14 @@ class _Gradients:
         if self.of_rows is not None:
             torch.mm(of_logits, weight, out=self.of_rows[chunk])
         if self.of_weight is not None:
-            share, total = of_logits.T @ rows, self.of_weight[:columns]
             if chunk.start == 0:
-                total.copy_(share)
                 self.of_weight[columns:] = 0
-            else:
-                _add(total, share, self.native)
+            for some in row_chunks(columns, rows.shape[1], CHUNK_WEIGHTS):
+                share, total = of_logits[:, some].T @ rows, self.of_weight[:columns][some]
+                if chunk.start == 0:
+                    total.copy_(share)
+                else:
+                    _add(total, share, self.native)
         if self.of_bias is not None:
             self.of_bias[:columns] += of_logits.sum(0, dtype=torch.float32)
 
@@ -153,11 +157,15 @@ def _add(total: Tensor, share: Tensor, native: bool) -> None:
 
 
 def _scaled(total: Tensor, factor: Tensor, dtype: torch.dtype, native: bool) -> Tensor:
-    """`total` times `factor` in `dtype`; an fp32 copy of it never exists whole."""
-    out = torch.empty_like(total, dtype=dtype)
-    if native and fits(out) and total.dtype == torch.float32 and total.is_contiguous():
-        native_loss.scaled(out, total, float(factor))
-        return out
-    for some in row_chunks(len(total), total[0].numel() if len(total) else 0):
-        out[some] = total[some] * factor
-    return out
+    """Return `total` times `factor` in `dtype`, in the memory of `total`, which is lost; no copy of it exists whole."""
+    if total.dtype == dtype:
+        return total.mul_(factor)
+    given = total.flatten()
+    out = given.view(dtype)[: len(given)]
+    for some in row_chunks(len(given), 1):
+        # a chunk's place lies before the numbers that it is made of, but for the first one
+        if native and some.start and fits(out):
+            native_loss.scaled(out[some], given[some], float(factor))
+        else:
+            out[some] = given[some] * factor
+    return out.view(total.shape)

@@ -174,15 +174,18 @@ def assert_same_bits(run: Callable[[], list[Tensor]]) -> None:
             assert all(one.equal(other) for one, other in zip(run(), alone, strict=True))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 17), (3, 4096), (41, 101)], ids=str)
-def test_sums_and_scaled_copies_are_rounded_once(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("shape", [(1, 1), (1, 17), (3, 4096), (41, 101), (1100, 2001)], ids=str)
+def test_sums_and_what_is_scaled_in_its_own_memory_are_rounded_once(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
     generator = torch.Generator().manual_seed(1)
     total, share = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator).bfloat16()
     expected = total + share.float()
     with no_twin(monkeypatch):
         linear_cross_entropy._add(total, share, native=True)
-        out = linear_cross_entropy._scaled(total, torch.tensor(0.3), torch.bfloat16, native=True)
-    assert total.equal(expected) and out.equal((expected * torch.tensor(0.3)).bfloat16())
+    assert total.equal(expected)
+    for native in (True, False):
+        memory = total.clone()
+        out = linear_cross_entropy._scaled(memory, torch.tensor(0.3), torch.bfloat16, native)
+        assert out.equal((expected * torch.tensor(0.3)).bfloat16()) and out.data_ptr() == memory.data_ptr()
 
 
 @pytest.mark.parametrize("what", ["fp32", "columns apart"])
