@@ -149,7 +149,7 @@ def common_factor(grad_output: Tensor, counts: Tensor) -> Tensor:
 
 def _add(total: Tensor, share: Tensor, native: bool) -> None:
     """Add `share`, `[rows, columns]` of any float dtype, to fp32 `total`; no fp32 copy of it exists whole."""
-    if native and fits(share) and share.is_contiguous():
+    if native and fits(share) and share.is_contiguous() and total.is_contiguous():
         native_loss.add(total, share)
         return
     for some in row_chunks(*share.shape):

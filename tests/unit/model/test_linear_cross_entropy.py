@@ -119,6 +119,20 @@ def test_gradients_that_nobody_wants_are_not_computed(frozen: str):
         assert linear_cross_entropy(hidden, weight, None, Targets(labels, mask, 7, Group()))[0].equal(losses)
 
 
+@pytest.mark.parametrize(("tokens", "columns"), [(0, 7), (3, 0)])
+def test_without_tokens_or_columns_the_gradients_are_zero(tokens: int, columns: int):
+    """Whatever new memory holds."""
+    hidden, weight = (torch.randn(shape, requires_grad=True) for shape in ((tokens, 1, 4), (columns, 4)))
+    labels, mask = torch.zeros(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        losses, _ = linear_cross_entropy(hidden, weight, None, Targets(labels, mask, columns, Group()))
+        (losses * mask).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert weight.grad.equal(torch.zeros(columns, 4)) and hidden.grad.equal(torch.zeros(tokens, 1, 4))
+
+
 def test_losses_that_are_used_in_another_way_have_no_gradient():
     """A gradient that differs from the one the mask announced would be wrong without a sign."""
     hidden, weight, _, labels, mask = case(3, 2, 4, 7, 7)
