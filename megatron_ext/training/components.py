@@ -15,10 +15,10 @@ from megatron_ext.config.to_core import ddp_config
 from megatron_ext.model.gpt import PretrainGPT, build_model
 from megatron_ext.optim.build import build_optimizer
 from megatron_ext.optim.freeze import freeze_parameters
-from megatron_ext.parallel.accumulation import add_gradients_natively
 from megatron_ext.parallel.ordered import OrderedDataParallel
 from megatron_ext.parallel.world import World
 from megatron_ext.platform.kernels import NATIVE, choose_kernels
+from megatron_ext.training.accumulation import add_gradients_natively
 from megatron_ext.training.profile import GRADIENTS, Profile
 from megatron_ext.training.schedule import Schedule, schedule_settings
 
@@ -82,6 +82,9 @@ def assemble(
     """
     freeze_parameters(run, models)
     chunks = wrap_data_parallel(run, models)
+    if choose_kernels(world.device.type, run.parallel.transformer_impl).elementwise == NATIVE:
+        for chunk in chunks:
+            add_gradients_natively(chunk)
     optimizer = build_optimizer(run, chunks)
     core = models[0].config
     profile = Profile(run, world, (core, optimizer.config))
@@ -97,14 +100,9 @@ def assemble(
 def wrap_data_parallel(run: RunConfig, models: list[PretrainGPT]) -> list[DistributedDataParallel]:
     """Give each model chunk its gradient buffers; buckets of later chunks are reduced as one (Megatron-LM's rule)."""
     wrapper = OrderedDataParallel if run.parallel.deterministic_data_parallel else DistributedDataParallel
-    chunks = [
+    return [
         wrapper(model.config, ddp_config(run), model, disable_bucketing=index > 0) for index, model in enumerate(models)
     ]
-    device = next(models[0].parameters()).device.type
-    if choose_kernels(device, run.parallel.transformer_impl).elementwise == NATIVE:
-        for chunk in chunks:
-            add_gradients_natively(chunk)
-    return chunks
 
 
 @contextmanager

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ext.parallel import accumulation
 from megatron_ext.parallel.world import World
 from megatron_ext.platform.cpu_kernels import CPU_KERNELS
-from megatron_ext.training import components
+from megatron_ext.training import accumulation, components
 from tests.unit.tiny import tiny_components, tiny_run
 from tests.unit.training.test_step import train
 
