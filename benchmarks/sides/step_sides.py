@@ -87,8 +87,10 @@ def megatron_local(run: Any, world: Any, tokens: Any, weights: dict[str, Any]) -
     class LocalModel(GPTModel):
         """The stock model; its loss is the stock vocabulary-parallel cross entropy."""
 
+    config = transformer_config(run, "cpu")
+    config.use_te_activation_func = False  # its own SwiGLU, not ours
     model = LocalModel(
-        config=transformer_config(run, "cpu"),
+        config=config,
         transformer_layer_spec=get_gpt_layer_local_spec(normalization="RMSNorm"),
         vocab_size=len(weights["lm_head.weight"]),
         max_sequence_length=run.train.seq_length,

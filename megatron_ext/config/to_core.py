@@ -73,6 +73,7 @@ UNMAPPED: dict[str, str] = {
     "muon_split_qkv": "our update rule (optim/muon.py)",
     "device": "platform/",
     "transformer_impl": "our layers and update rule (platform/kernels.py)",
+    "compile": "our norm and SwiGLU (platform/kernels.py)",
     "num_threads": "parallel/world.py",
 }
 

@@ -34,7 +34,7 @@ from megatron_ext.model.output_layer import OutputLayer
 from megatron_ext.model.parallel_residual import ParallelResidualLayer
 from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.model.shared_heads import SharedHeadsAttention
-from megatron_ext.model.swiglu import native_swiglu, swiglu
+from megatron_ext.model.swiglu import swiglu_of
 from megatron_ext.model.te_attention import TransformerEngineAttention
 from megatron_ext.platform.kernels import ENGINE, NATIVE, TORCH, choose_kernels
 
@@ -149,7 +149,7 @@ def build_model(run: RunConfig, vocab_size: int, device: str) -> list[PretrainGP
 
 def layer_spec(run: RunConfig, device: str) -> ModuleSpec:
     """Return the module tree of one transformer layer: megatron-core's, with our norm and core attention."""
-    kernels = choose_kernels(device, run.parallel.transformer_impl)
+    kernels = choose_kernels(device, run.parallel.transformer_impl, run.parallel.compile)
     model, norm = run.model, norm_of(run.model, kernels)
     qkv_bias, output_bias, fc1_bias, fc2_bias = model.biased_projections
     positions = positions_of(run)
@@ -180,7 +180,7 @@ def layer_spec(run: RunConfig, device: str) -> ModuleSpec:
                 submodules=MLPSubmodules(
                     linear_fc1=column_parallel(fc1_bias),
                     # read with SwiGLU only (to_core)
-                    activation_func=native_swiglu if kernels.elementwise == NATIVE else swiglu,
+                    activation_func=swiglu_of(kernels),
                     linear_fc2=row_parallel(fc2_bias),
                 ),
             ),

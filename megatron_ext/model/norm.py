@@ -29,19 +29,29 @@ class RMSNorm(torch.nn.Module):
     Source: arXiv:1910.07467, equation 4.
     """
 
-    apex = False
-    native = False
+    kernels = Kernels()
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
         super().__init__()
         self.eps = eps
-        ours = native_rms_norm if self.native else rms_norm
-        self.function = _apex("fused_rms_norm_affine", hidden_size) if self.apex else ours
+        self.function = self._function(hidden_size)
         self.weight = _parameter(config, torch.ones(hidden_size, dtype=config.params_dtype))
+
+    def _function(self, hidden_size: int) -> Callable[..., Tensor]:
+        if self.kernels.norm == APEX:
+            return _apex("fused_rms_norm_affine", hidden_size)
+        plain = torch.compile(rms_norm_formula) if self.kernels.compiled else rms_norm
+        return functools.partial(native_rms_norm, otherwise=plain) if self.kernels.norm == NATIVE else plain
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (see the class)."""
         return self.function(x, self.weight, eps=self.eps)
+
+
+def rms_norm_formula(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `rms_norm`, operation by operation, for torch.compile to make one kernel of each way."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -78,9 +88,9 @@ class _RMSNormFunction(torch.autograd.Function):
         return grad.sub_(normal.mul_(share)).mul_(rstd).to(x.dtype), grad_weight, None
 
 
-def native_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def native_rms_norm(x: Tensor, weight: Tensor, eps: float, otherwise: Callable[..., Tensor] = rms_norm) -> Tensor:
     """As `rms_norm`, in our CPU kernels where they fit: bf16 x and weight, fp32 inside, rounded once."""
-    return _NativeRMSNorm.apply(x, weight, eps) if fits(x, weight) else rms_norm(x, weight, eps)
+    return _NativeRMSNorm.apply(x, weight, eps) if fits(x, weight) else otherwise(x, weight, eps)
 
 
 class _NativeRMSNorm(torch.autograd.Function):
@@ -113,13 +123,13 @@ class LayerNorm(torch.nn.Module):
     Source: arXiv:1607.06450.
     """
 
-    apex = False
+    kernels = Kernels()
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
         super().__init__()
         self.eps = eps
         torchs = functools.partial(functional.layer_norm, normalized_shape=(hidden_size,))
-        self.function = _apex("fused_layer_norm_affine", hidden_size) if self.apex else torchs
+        self.function = _apex("fused_layer_norm_affine", hidden_size) if self.kernels.norm == APEX else torchs
         self.weight = _parameter(config, torch.ones(hidden_size, dtype=config.params_dtype))
         self.bias = _parameter(config, torch.zeros(hidden_size, dtype=config.params_dtype))
 
@@ -139,11 +149,7 @@ def norm_of(model: ModelConfig, kernels: Kernels) -> type[torch.nn.Module]:
     """
     norm = NORMS[model.normalization]
     # a class, since megatron-core takes its norms as classes only
-    if kernels.norm == APEX:
-        return type(f"Apex{norm.__name__}", (norm,), {"apex": True})
-    if kernels.norm == NATIVE and norm is RMSNorm:
-        return type("NativeRMSNorm", (norm,), {"native": True})
-    return norm
+    return norm if kernels == Kernels() else type(norm.__name__, (norm,), {"kernels": kernels})
 
 
 def _apex(name: str, hidden_size: int) -> Callable[..., Tensor]:

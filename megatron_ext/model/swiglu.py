@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from megatron_ext.platform.cpu_kernels import CPU_KERNELS, fits
+from megatron_ext.platform.kernels import NATIVE, Kernels
 
 
 def swiglu(gate_and_up: Tensor) -> Tensor:
@@ -27,9 +30,22 @@ def swiglu(gate_and_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_and_up)
 
 
-def native_swiglu(gate_and_up: Tensor) -> Tensor:
+def swiglu_of(kernels: Kernels) -> Callable[[Tensor], Tensor]:
+    """Return `swiglu` as the kernels that `kernels` names compute it."""
+    plain = torch.compile(swiglu_formula) if kernels.compiled else swiglu
+    # functions proper: megatron-core's build_module would try to instantiate any other callable
+    return (lambda x: native_swiglu(x, plain)) if kernels.elementwise == NATIVE else plain
+
+
+def swiglu_formula(gate_and_up: Tensor) -> Tensor:
+    """As `swiglu`, operation by operation, for torch.compile to make one kernel of each way."""
+    gate, up = gate_and_up.chunk(2, -1)
+    return functional.silu(gate) * up
+
+
+def native_swiglu(gate_and_up: Tensor, otherwise: Callable[[Tensor], Tensor] = swiglu) -> Tensor:
     """As `swiglu`, in our CPU kernels where they fit: fp32 inside and rounded once."""
-    return (_NativeSwiGLU if fits(gate_and_up) else _SwiGLU).apply(gate_and_up)
+    return _NativeSwiGLU.apply(gate_and_up) if fits(gate_and_up) else otherwise(gate_and_up)
 
 
 class _SwiGLU(torch.autograd.Function):

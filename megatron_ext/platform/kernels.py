@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
+import os
+import shutil
+from dataclasses import dataclass, replace
 
 from megatron_ext.errors import ConfigError
 from megatron_ext.platform.cpu_kernels import CPU_KERNELS
@@ -21,12 +23,14 @@ class Kernels:
         norm: RMSNorm and LayerNorm. Never Transformer Engine's, whose norms keep a state of their own in checkpoints.
         elementwise: SwiGLU, RoPE, cross entropy.
         adam: the update rule of `--optimizer adam`.
+        compiled: whether torch.compile makes RMSNorm and SwiGLU, where none of the above does (`--compile`).
     """
 
     attention: str = TORCH
     norm: str = TORCH
     elementwise: str = TORCH
     adam: str = TORCH
+    compiled: bool = False
 
     @classmethod
     def of(cls, engine: bool, apex: bool) -> Kernels:
@@ -37,20 +41,25 @@ class Kernels:
     def describe(self) -> str:
         """All of it in one clause."""
         ours = f" (SwiGLU, RoPE and losses {self.elementwise})" if self.elementwise != TORCH else ""
-        return f"attention {self.attention}, norms {self.norm}, Adam {self.adam}{ours}"
+        compiled = "; torch.compile for RMSNorm and SwiGLU elsewhere" if self.compiled else ""
+        return f"attention {self.attention}, norms {self.norm}, Adam {self.adam}{ours}{compiled}"
 
 
-def choose_kernels(device: str, transformer_impl: str | None = None) -> Kernels:
+def choose_kernels(device: str, transformer_impl: str | None = None, compiled: bool = False) -> Kernels:
     """Return whose kernels compute on `device`.
 
     Args:
         device: `cpu` or `cuda`.
         transformer_impl: `--transformer-impl`: local for PyTorch's, transformer_engine to insist on that library;
             None takes what is installed, and on a CPU our own (for bf16, where the machine can run them).
+        compiled: `--compile`.
 
     Raises:
-        ConfigError: Transformer Engine was asked for and is not there.
+        ConfigError: Transformer Engine was asked for and is not there, or nothing that torch.compile could use.
     """
+    if compiled:
+        _refuse_without_compiler(device)
+        return replace(choose_kernels(device, transformer_impl), compiled=True)
     if transformer_impl == "local":
         return Kernels()
     if device != "cuda":
@@ -63,6 +72,17 @@ def choose_kernels(device: str, transformer_impl: str | None = None) -> Kernels:
             "install requirements/gpu.txt, or leave the flag out",
         )
     return Kernels.of(engine, has_apex())
+
+
+def _refuse_without_compiler(device: str) -> None:
+    """torch.compile writes C++ for a CPU and Triton for a GPU; what translates these is not part of torch."""
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ConfigError(
+            "--compile needs Triton on a GPU", "it is not installed", "pip install triton, or no --compile"
+        )
+    names = (os.environ.get("CXX", "c++"), "g++", "clang++")
+    if device != "cuda" and not any(map(shutil.which, names)):
+        raise ConfigError("--compile needs a C++ compiler on a CPU", f"no {', '.join(names)}", "install g++")
 
 
 def has_transformer_engine() -> bool:
@@ -85,9 +105,9 @@ def has_apex() -> bool:
     return hasattr(norms, "fused_rms_norm_affine") and hasattr(optimizers, "FusedAdam")
 
 
-def describe_kernels(device: str, transformer_impl: str | None = None) -> str:
+def describe_kernels(device: str, transformer_impl: str | None = None, compiled: bool = False) -> str:
     """Return in one clause which kernels compute, in place of megatron-core's warnings at import."""
     absent = [] if has_transformer_engine() else [ENGINE]
     absent += [] if has_apex() else ["NVIDIA's Apex"]
     missing = f" ({', '.join(absent)} not installed)" if absent and device == "cuda" else ""
-    return choose_kernels(device, transformer_impl).describe() + missing
+    return choose_kernels(device, transformer_impl, compiled).describe() + missing

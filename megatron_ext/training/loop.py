@@ -181,7 +181,7 @@ def introduce(parts: Components, platform: str) -> None:
         f"tensor parallel {world.grid.tp_size} x pipeline {world.grid.pp_size} x "
         f"context {world.grid.cp_size} x data {world.grid.dp_size}; "
         f"vocabulary {parts.tokenizer.vocab_size} padded to {rows}; {describe_data(parts.datasets)}; "
-        f"kernels: {describe_kernels(platform, run.parallel.transformer_impl)}"
+        f"kernels: {describe_kernels(platform, run.parallel.transformer_impl, run.parallel.compile)}"
     )
     if world.rank == 0:
         make_output_folders(run)

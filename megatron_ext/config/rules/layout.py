@@ -214,5 +214,13 @@ def transformer_engine_needs_a_gpu(run: RunConfig) -> str | None:
     return "--transformer-impl transformer_engine needs a GPU and --device is cpu: leave it out, or say local"
 
 
+@rule()
+def compiling_needs_something_to_compile(run: RunConfig) -> str | None:
+    """LayerNorm and GELU are single kernels of PyTorch's already."""
+    if not run.parallel.compile or run.model.normalization == "RMSNorm" or run.model.swiglu:
+        return None
+    return without_effect(run, "compile", "without --normalization RMSNorm or --swiglu")
+
+
 def _counting(run: RunConfig) -> str:
     return ", embedding and head counted as asked," if run.parallel.parts_counted_as_layers else ""

@@ -91,6 +91,11 @@ class ParallelConfig(Section):
         "and on a CPU with AVX-512 this project's for bf16",
         choices=("local", "transformer_engine"),
     )
+    compile: bool = knob(
+        False,
+        "torch.compile makes RMSNorm and SwiGLU where no other kernels compute them; needs a C++ compiler on a CPU, "
+        "Triton on a GPU, and half a minute at the start",
+    )
     num_threads: int | None = knob(
         None,
         "CPU threads of each process; absent: the cores divided by the processes of this machine",

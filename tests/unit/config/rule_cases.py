@@ -106,6 +106,11 @@ CASES = {
         {"transformer_impl": "transformer_engine", "device": "cpu"},
         "transformer_engine needs a GPU",
     ),
+    "compiling_needs_something_to_compile": Case(
+        {"compile": True, "swiglu": True},
+        {"compile": True, "swiglu": False, "normalization": "LayerNorm"},
+        "--compile has no effect without",
+    ),
     "training_settings_are_complete": Case({}, {"seq_length": None, "lr": None}, "--seq-length, --lr"),
     "length_of_the_run_is_given": Case(SAMPLES, {"train_iters": None}, "--train-iters or --train-samples"),
     "length_of_the_run_is_given_once": Case(SAMPLES, {"train_tokens": 8000}, "give one of them"),

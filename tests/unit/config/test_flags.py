@@ -124,7 +124,8 @@ def test_all_wrong_values_are_told_at_once():
 def test_the_names_differ_from_megatron_only_where_megatron_has_none():
     ours = {s.flag for s in all_settings().values()} - set(MEGATRON_FLAGS)
     assert ours == {
-        "--add-attention-output-bias", "--add-mlp-down-bias", "--add-mlp-up-bias", "--embedding-layernorm",
+        "--add-attention-output-bias", "--add-mlp-down-bias", "--add-mlp-up-bias", "--compile",
+        "--embedding-layernorm",
         "--localized-filtering", "--add-output-layer-bias",
         "--original-max-position-embeddings", "--parallel-residual", "--rope-scaling-attention-factor",
         "--rope-scaling-beta-fast", "--rope-scaling-beta-slow", "--rope-scaling-high-freq-factor",

@@ -175,7 +175,9 @@ def assert_same_bits(run: Callable[[], list[Tensor]]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 17), (3, 4096), (41, 101), (1100, 2001)], ids=str)
-def test_sums_and_what_is_scaled_in_its_own_memory_are_rounded_once(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+def test_sums_and_what_is_scaled_in_its_own_memory_are_rounded_once(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
     generator = torch.Generator().manual_seed(1)
     total, share = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator).bfloat16()
     expected = total + share.float()

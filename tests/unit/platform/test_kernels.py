@@ -94,3 +94,14 @@ def test_apex_is_known_by_its_parts(found, modules, expected, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in found else None)
     monkeypatch.setattr(kernels.importlib, "import_module", import_module)
     assert has_apex() is expected
+
+
+def test_compiling_is_refused_where_nothing_translates_its_code(monkeypatch: pytest.MonkeyPatch):
+    assert choose_kernels("cpu", "local", compiled=True) == Kernels(compiled=True)
+    assert "torch.compile for RMSNorm" in describe_kernels("cpu", "local", compiled=True)
+    monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
+    with pytest.raises(ConfigError, match=r"--compile needs a C\+\+ compiler.*install g\+\+"):
+        choose_kernels("cpu", "local", compiled=True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="--compile needs Triton"):
+        choose_kernels("cuda", "local", compiled=True)
