@@ -105,6 +105,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> Tensor:
 
     Source: arXiv:2205.14135 and arXiv:2307.08691.
     """
+    batch, heads = query.shape[1:3]
+    assert fits(query, key, value) and key.shape == value.shape, "bf16 on a CPU, a value for each key"
+    assert key.shape[1] == batch and key.shape[3] == query.shape[3] and heads % key.shape[2] == 0, "heads that match"
+    assert 0 <= seen.first <= len(key) - len(query), "every query stands at a key"
+    assert seen.starts is None or seen.starts.shape == (batch, len(query)), "a first key for each query"
+    assert seen.slopes is None or len(seen.slopes) == heads, "a slope for each head"
     return _Attend.apply(*(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)), seen)
 
 
