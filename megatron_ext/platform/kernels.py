@@ -9,7 +9,6 @@ import shutil
 from dataclasses import dataclass, replace
 
 from megatron_ext.errors import ConfigError
-from megatron_ext.platform.cpu_kernels import CPU_KERNELS
 
 TORCH, ENGINE, APEX, NATIVE = "torch", "TransformerEngine", "Apex", "AVX-512"
 
@@ -63,7 +62,9 @@ def choose_kernels(device: str, transformer_impl: str | None = None, compiled: b
     if transformer_impl == "local":
         return Kernels()
     if device != "cuda":
-        return Kernels() if CPU_KERNELS is None else Kernels(NATIVE, NATIVE, NATIVE)
+        from megatron_ext.platform import cpu_kernels  # imports torch, which the doctor must not need
+
+        return Kernels() if cpu_kernels.CPU_KERNELS is None else Kernels(NATIVE, NATIVE, NATIVE)
     engine = has_transformer_engine()
     if transformer_impl == "transformer_engine" and not engine:
         raise ConfigError(

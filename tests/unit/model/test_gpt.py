@@ -102,9 +102,8 @@ class Recorded:
 def test_our_kernels_compute_bf16_on_a_cpu_unless_pytorchs_are_asked_for(
     fusion: bool, world: World, monkeypatch: pytest.MonkeyPatch
 ):
-    expected = LLAMAS_KERNELS | {"scaled"} if fusion else LLAMAS_KERNELS
     losses = []
-    for flag, dtype, names in ((None, True, expected), ("local", True, set()), (None, False, set())):
+    for flag, dtype, names in ((None, True, LLAMAS_KERNELS), ("local", True, set()), (None, False, set())):
         recorded = Recorded()
         for module in (native_loss, norm, swiglu):
             monkeypatch.setattr(module, "CPU_KERNELS", recorded)

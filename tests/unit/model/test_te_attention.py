@@ -76,7 +76,7 @@ def test_the_kernel_adds_nothing_to_checkpoints(kernel: None):
         ("cuda", "rope --transformer-impl local", True, CausalAttention),
         ("cuda", "alibi", True, CausalAttention),
         ("cuda", "alibi --embedding-layernorm", True, CausalAttention),
-        ("cpu", "rope", True, CausalAttention),
+        ("cpu", "rope --transformer-impl local", True, CausalAttention),
         ("cuda", "rope --context-parallel-size 2 --bf16", True, TransformerEngineAttention),
         ("cuda", "rope --context-parallel-size 2", True, CausalAttention),
         ("cuda", "rope --reset-attention-mask", True, CausalAttention),

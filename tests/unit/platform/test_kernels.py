@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from megatron_ext.errors import ConfigError
-from megatron_ext.platform import kernels
+from megatron_ext.platform import cpu_kernels, kernels
 from megatron_ext.platform.kernels import (
     APEX,
     ENGINE,
@@ -53,10 +53,10 @@ def test_what_is_installed_computes_on_a_gpu(installed, device, flag, engine, ap
 
 
 def test_a_cpu_runs_our_kernels_where_it_can(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kernels, "CPU_KERNELS", object())
+    monkeypatch.setattr(cpu_kernels, "CPU_KERNELS", object())
     assert choose_kernels("cpu") == Kernels(attention=NATIVE, norm=NATIVE, elementwise=NATIVE, adam=TORCH)
     assert describe_kernels("cpu").endswith("Adam torch (SwiGLU, RoPE and losses AVX-512)")
-    monkeypatch.setattr(kernels, "CPU_KERNELS", None)
+    monkeypatch.setattr(cpu_kernels, "CPU_KERNELS", None)
     assert choose_kernels("cpu") == Kernels()
 
 
