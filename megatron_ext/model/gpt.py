@@ -68,7 +68,7 @@ class PretrainGPT(GPTModel):
         self.true_vocab_size = true_vocab_size
         self.embedding_multiplier = run.model.embedding_multiplier
         self.max_z_loss_weight = run.train.max_z_loss_weight
-        self.fuses_loss = run.train.cross_entropy_loss_fusion
+        self.fuses_loss = run.train.fuses_loss
         if self.post_process:
             self.output_layer = OutputLayer(self.output_layer, run.model)
 

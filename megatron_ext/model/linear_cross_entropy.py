@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from megatron_ext.model import native_loss
@@ -57,7 +58,8 @@ def linear_cross_entropy(
     the vocabulary's group in the forward; the gradient of `hidden` is this rank's share of a sum over that group.
 
     Args:
-        hidden: `[s, b, h]`, any float dtype, the same on every rank of the group.
+        hidden: `[s, b, h]`, fp32 or bf16, the same on every rank of the group. In fp16 a gradient could overflow
+            before the loss scale, which comes in the backward pass, can make it small.
         weight: `[v_padded/tp, h]`, the dtype of `hidden`.
         bias: `[v_padded/tp]` or None.
         targets: labels and mask, vocabulary and max-z loss.
@@ -94,6 +96,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return losses, largest
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output, _):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         counts, *sums = ctx.saved_tensors
         factor = common_factor(grad_output, counts)
@@ -163,7 +166,8 @@ def _scaled(total: Tensor, factor: Tensor, dtype: torch.dtype, native: bool) -> 
     given = total.flatten()
     out = given.view(dtype)[: len(given)]
     for some in row_chunks(len(given), 1):
-        # a chunk's place lies before the numbers that it is made of, but for the first one
+        # a chunk's place lies before the numbers that it is made of, but for the first one; that one is PyTorch's,
+        # which notes the change, so that a second backward pass is an error
         if native and some.start and fits(out):
             native_loss.scaled(out[some], given[some], float(factor))
         else:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megatron_ext.model.attention import CausalAttention
 from megatron_ext.model.context_parallel import gather_keys_and_values
@@ -105,13 +106,30 @@ def attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> Tensor:
 
     Source: arXiv:2205.14135 and arXiv:2307.08691.
     """
-    batch, heads = query.shape[1:3]
-    assert fits(query, key, value) and key.shape == value.shape, "bf16 on a CPU, a value for each key"
-    assert key.shape[1] == batch and key.shape[3] == query.shape[3] and heads % key.shape[2] == 0, "heads that match"
-    assert 0 <= seen.first <= len(key) - len(query), "every query stands at a key"
-    assert seen.starts is None or seen.starts.shape == (batch, len(query)), "a first key for each query"
-    assert seen.slopes is None or len(seen.slopes) == heads, "a slope for each head"
+    _refuse_what_does_not_match(query, key, value, seen)
     return _Attend.apply(*(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)), seen)
+
+
+def _refuse_what_does_not_match(query: Tensor, key: Tensor, value: Tensor, seen: Seen) -> None:
+    """The kernels trust what they are told; a wrong size would be read beyond its memory."""
+    (length, batch, heads, hn), (keys, key_batch, groups, key_hn) = query.shape, key.shape
+    assert fits(query, key, value) and key.shape == value.shape, "bf16 on a CPU, a value for each key"
+    assert key_batch == batch and key_hn == hn and heads % groups == 0, "heads that match"
+    assert 0 <= seen.first <= keys - length, "every query stands at a key"
+    assert _is(seen.slopes, torch.float32, (heads,)), "a slope for each head"
+    assert _is(seen.starts, torch.int64, (batch, length)), "a first key for each query"
+    if seen.rotation is not None:
+        cosines, sines, places = seen.rotation.cosines, seen.rotation.sines, seen.rotation.places
+        assert _is(cosines, torch.float32, (keys, 1, 1, cosines.shape[-1])) and 2 * cosines.shape[-1] <= hn, "angles"
+        assert _is(sines, torch.float32, tuple(cosines.shape)) and keys == length, "of queries and keys alike"
+        assert _is(places, torch.int64, (batch, length)), "a place for each token"
+
+
+def _is(tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor, if there is one, is what the kernels read: its numbers side by side, on the CPU."""
+    if tensor is None:
+        return True
+    return (tensor.dtype, tensor.shape, tensor.device.type) == (dtype, shape, "cpu") and tensor.is_contiguous()
 
 
 class _Attend(torch.autograd.Function):
@@ -127,6 +145,7 @@ class _Attend(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, of_out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         query, key, value, out, sums = ctx.saved_tensors
         of_query, of_key, of_value = gradients = [torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value)]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from megatron_ext.config import ModelConfig
@@ -90,7 +91,11 @@ class _RMSNormFunction(torch.autograd.Function):
 
 def native_rms_norm(x: Tensor, weight: Tensor, eps: float, otherwise: Callable[..., Tensor] = rms_norm) -> Tensor:
     """As `rms_norm`, in our CPU kernels where they fit: bf16 x and weight, fp32 inside, rounded once."""
-    return _NativeRMSNorm.apply(x, weight, eps) if fits(x, weight) else otherwise(x, weight, eps)
+    return (
+        _NativeRMSNorm.apply(x, weight, eps)
+        if fits(x, weight) and weight.shape == x.shape[-1:]
+        else otherwise(x, weight, eps)
+    )
 
 
 class _NativeRMSNorm(torch.autograd.Function):
@@ -103,6 +108,7 @@ class _NativeRMSNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         x, weight, rstd = ctx.saved_tensors
         upstream, of_x, of_weight = grad_output.contiguous(), torch.empty_like(x), torch.empty_like(weight)

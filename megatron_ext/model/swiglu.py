@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from megatron_ext.platform.cpu_kernels import CPU_KERNELS, fits
@@ -45,7 +46,8 @@ def swiglu_formula(gate_and_up: Tensor) -> Tensor:
 
 def native_swiglu(gate_and_up: Tensor, otherwise: Callable[[Tensor], Tensor] = swiglu) -> Tensor:
     """As `swiglu`, in our CPU kernels where they fit: fp32 inside and rounded once."""
-    return _NativeSwiGLU.apply(gate_and_up) if fits(gate_and_up) else otherwise(gate_and_up)
+    ours = fits(gate_and_up) and gate_and_up.shape[-1] % 2 == 0
+    return _NativeSwiGLU.apply(gate_and_up) if ours else otherwise(gate_and_up)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -56,6 +58,7 @@ class _SwiGLU(torch.autograd.Function):
         return functional.silu(gate).mul_(up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         [gate_and_up] = ctx.saved_tensors
         gate, up = gate_and_up.chunk(2, -1)
@@ -77,6 +80,7 @@ class _NativeSwiGLU(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         [given] = ctx.saved_tensors
         upstream, grad = grad_output.contiguous(), torch.empty_like(given)

@@ -181,7 +181,7 @@ def head_terms(run: RunConfig, vocab_size: int) -> Terms:
     rows = padded_vocab_size(run, vocab_size) // run.parallel.tensor_model_parallel_size
     terms = _norm(run, sizes, "final")
     terms["loss mask"] = sizes.tokens * FP32
-    if run.train.cross_entropy_loss_fusion:
+    if run.train.fuses_loss:
         # the forward pass computes these gradients and keeps nothing else
         del terms["final norm: output"]
         # in the order of the hidden states, which is the mask's own where the micro-batch is one sample

@@ -115,6 +115,12 @@ def loss_scaling_needs_fp16(run: RunConfig) -> str | None:
     return without_effect(run, names, "without --fp16")
 
 
+@rule()
+def fusing_the_loss_is_not_for_fp16(run: RunConfig) -> str | None:
+    """There is nothing to turn off."""
+    return without_effect(run, "cross_entropy_loss_fusion", "with --fp16") if run.train.fp16 else None
+
+
 @rule(needs="loss_scale")
 def fixed_loss_scale_stands_alone(run: RunConfig) -> str | None:
     """A fixed scale has no dynamics."""

@@ -73,7 +73,8 @@ class TrainConfig(Section):
     cross_entropy_loss_fusion: bool = knob(
         True,
         "compute output layer and loss together, some tokens at a time: logits never exist whole. It needs 4 bytes per "
-        "element of the output layer's weight instead of 4 per token and entry of the vocabulary (half precision)",
+        "element of the output layer's weight instead of 4 per token and entry of the vocabulary (half precision). "
+        "Never with --fp16, whose loss scale must come before gradients are rounded",
         flag="--no-cross-entropy-loss-fusion",
     )
     neftune_noise_alpha: float = knob(
@@ -105,3 +106,8 @@ class TrainConfig(Section):
     manual_gc_interval: int = knob(
         0, "steps between collections with --manual-gc; 0 never collects", unit="iterations", bounds="[0, inf)"
     )
+
+    @property
+    def fuses_loss(self) -> bool:
+        """Whether output layer and loss are computed together; in fp16 their gradients could overflow at any scale."""
+        return self.cross_entropy_loss_fusion and not self.fp16

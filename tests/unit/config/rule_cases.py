@@ -111,6 +111,11 @@ CASES = {
         {"compile": True, "swiglu": False, "normalization": "LayerNorm"},
         "--compile has no effect without",
     ),
+    "fusing_the_loss_is_not_for_fp16": Case(
+        {"cross_entropy_loss_fusion": False, "bf16": True},
+        {"cross_entropy_loss_fusion": False, "fp16": True},
+        "--no-cross-entropy-loss-fusion has no effect with --fp16",
+    ),
     "training_settings_are_complete": Case({}, {"seq_length": None, "lr": None}, "--seq-length, --lr"),
     "length_of_the_run_is_given": Case(SAMPLES, {"train_iters": None}, "--train-iters or --train-samples"),
     "length_of_the_run_is_given_once": Case(SAMPLES, {"train_tokens": 8000}, "give one of them"),

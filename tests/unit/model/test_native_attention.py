@@ -169,6 +169,22 @@ def test_what_the_kernels_cannot_do_is_pytorchs(monkeypatch: pytest.MonkeyPatch)
     assert not is_ours(native(*qkv, None))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Seen(1, 1.0),
+        Seen(0, 1.0, torch.ones(3)),
+        Seen(0, 1.0, None, torch.zeros(2, 12, dtype=torch.int32)),
+        Seen(0, 1.0, None, torch.zeros(1, 12, dtype=torch.int64).expand(2, 12)),
+    ],
+    ids=["beyond the keys", "slopes of other heads", "int32", "expanded"],
+)
+def test_what_does_not_match_is_refused_before_memory_is_read(wrong: Seen):
+    *qkv, _ = inputs(12, 2, 2, 16)
+    with pytest.raises(AssertionError, match=r"query|head"):
+        attend(*qkv, wrong)
+
+
 def is_ours(out: Tensor) -> bool:
     return type(out.grad_fn).__name__ == "_AttendBackward"
 

@@ -183,3 +183,8 @@ def losses_and_what_is_kept(model: PretrainGPT, mask: Tensor) -> tuple[Tensor, l
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         losses = model(TOKENS, torch.arange(16).expand_as(TOKENS), None, labels=LABELS, loss_mask=mask)
     return losses, sizes
+
+
+def test_fp16_is_never_fused(world: World):
+    """A sum of gradients may overflow before the loss scale, which the backward pass brings, can make it small."""
+    assert not built(fp16=True).fuses_loss and built(bf16=True).fuses_loss
