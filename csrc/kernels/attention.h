@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "avx512.h"
@@ -64,28 +66,39 @@ void attention_backward(const Attention& problem, const Operands& operands, cons
 
 #if MEGATRON_EXT_KERNELS
 
-// Memory of one thread, aligned to cache lines.
+// Memory of one thread, aligned to cache lines and not touched before that thread writes it.
 template <typename T>
 class Workspace {
 public:
-    explicit Workspace(std::int64_t size) : memory_(static_cast<std::size_t>(size) + 64 / sizeof(T)) {
-        const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
-        begin_ = reinterpret_cast<T*>((address + 63) / 64 * 64);
-    }
-    T* get() const { return begin_; }
+    explicit Workspace(std::int64_t size)
+        : memory_(static_cast<T*>(::operator new[](static_cast<std::size_t>(size) * sizeof(T), kLine))) {}
+    T* get() const { return memory_.get(); }
 
 private:
-    std::vector<T> memory_;
-    T* begin_;
+    static constexpr std::align_val_t kLine{64};
+    struct Free {
+        void operator()(T* memory) const { ::operator delete[](memory, kLine); }
+    };
+    std::unique_ptr<T[], Free> memory_;
 };
 
-// A thread for each head of keys, if there are so many: what a thread keeps is not small.
-inline int threads_for(const Attention& problem) {
+// body(work, b, n) for every head n of keys of every row b of the batch, each as one thread's task: with all heads of
+// queries that read it, so that nothing depends on how many threads there are. What a thread works in is made before
+// any of them starts, where running out of memory is still an error that Python can see.
+template <typename Work, typename Body>
+void for_each_key_head(const Attention& problem, const Body& body) {
     const std::int64_t tasks = problem.batch * problem.key_heads;
-    return static_cast<int>(std::min<std::int64_t>(tasks, omp_get_max_threads()));
+    if (tasks == 0) return;
+    const int threads = static_cast<int>(std::min<std::int64_t>(tasks, omp_get_max_threads()));
+    std::vector<std::unique_ptr<Work>> works;
+    for (int thread = 0; thread < threads; ++thread) works.push_back(std::make_unique<Work>(problem));
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (std::int64_t task = 0; task < tasks; ++task) {
+        body(*works[omp_get_thread_num()], task / problem.key_heads, task % problem.key_heads);
+    }
 }
 
-// The keys that the queries of a block see: from `first` to behind `last`, in whole blocks of keys.
+// The blocks of keys that the queries of a block see.
 struct Visible {
     std::int64_t first_block, end_block;
 };

@@ -10,56 +10,57 @@ namespace megatron_ext::kernels {
 
 namespace {
 
-// A head's rows in the forms in which they are multiplied; blocks of 64 tokens one after the other.
-struct Packed {
-    Workspace<bf16> rows;              // `[64, channels]`
-    Workspace<std::uint32_t> pairs;    // `[32, channels]`
-    Workspace<std::uint32_t> columns;  // of keys and values `[channels / 2, 64]`; of queries `[channels, 32]`
-
-    Packed(std::int64_t blocks, std::int64_t size)
-        : rows(blocks * size), pairs(blocks * size / 2), columns(blocks * size / 2) {}
-};
-
-// What a thread keeps; everything is of one head of keys and one of its heads of queries.
+// What a thread keeps: one head of keys and one of its heads of queries, blocks of 64 tokens one after the other, in
+// the forms in which they are multiplied.
 struct Backward {
-    std::int64_t size;  // of a block: 64 * channels
-    Packed query, out, key, value;
-    Workspace<float> of_query;          // `[64, channels]` a block
-    Workspace<float> of_key, of_value;  // `[channels, 64]` a block
-    Workspace<float> sums, deltas;      // a query
+    std::int64_t size;                                    // of a block: 64 * channels
+    Workspace<bf16> query, out;                           // `[64, channels]` a block; out: the gradient of it
+    Workspace<std::uint32_t> query_columns, out_columns;  // `[channels, 32]`: pairs of queries
+    Workspace<std::uint32_t> key_columns, value_columns;  // `[channels / 2, 64]`: pairs of channels
+    Workspace<std::uint32_t> key_pairs;                   // `[32, channels]`: pairs of keys
+    Workspace<float> of_query;                            // `[64, channels]` a block
+    Workspace<float> of_key, of_value;                    // `[channels, 64]` a block
+    Workspace<float> sums, deltas;                        // a query
+    Workspace<bf16> row_shares;                           // gradients of scores, `[64 queries, 64 keys]`
+    Workspace<std::uint32_t> shares, score_gradients;     // `[32, 64]`: pairs of queries
+    Workspace<bf16> rows;                                 // a block on its way to another form
+    Workspace<std::uint32_t> pairs;
     Workspace<float> turned;
-    Workspace<bf16> row_shares;                        // gradients of scores, `[64 queries, 64 keys]`
-    Workspace<std::uint32_t> shares, score_gradients;  // `[32, 64]`: pairs of queries
 
     explicit Backward(const Attention& problem)
         : size(kBlock * problem.padded_channels()),
-          query(problem.query_blocks(), size),
-          out(problem.query_blocks(), size),
-          key(problem.key_blocks(), size),
-          value(problem.key_blocks(), size),
+          query(problem.query_blocks() * size),
+          out(problem.query_blocks() * size),
+          query_columns(problem.query_blocks() * size / 2),
+          out_columns(problem.query_blocks() * size / 2),
+          key_columns(problem.key_blocks() * size / 2),
+          value_columns(problem.key_blocks() * size / 2),
+          key_pairs(problem.key_blocks() * size / 2),
           of_query(problem.query_blocks() * size),
           of_key(problem.key_blocks() * size),
           of_value(problem.key_blocks() * size),
           sums(problem.query_blocks() * kBlock),
           deltas(problem.query_blocks() * kBlock),
-          turned(size),
           row_shares(kBlock * kBlock),
           shares(kBlock * kBlock / 2),
-          score_gradients(kBlock * kBlock / 2) {}
+          score_gradients(kBlock * kBlock / 2),
+          rows(size),
+          pairs(size / 2),
+          turned(size) {}
 };
 
 MEGATRON_EXT_TARGET void pack_keys(Backward& work, const Attention& problem, const Operands& operands, std::int64_t b,
                                    std::int64_t n) {
     const std::int64_t padded = problem.padded_channels(), size = work.size;
+    bf16* rows = work.rows.get();
     for (std::int64_t block = 0; block < problem.key_blocks(); ++block) {
-        bf16 *key = work.key.rows.get() + block * size, *value = work.value.rows.get() + block * size;
-        pack_rows(key, problem, operands.key, problem.keys, problem.rotation.keys, 0, b, n, block * kBlock, true);
-        pack_rows(value, problem, operands.value, problem.keys, nullptr, 0, b, n, block * kBlock, false);
-        transpose(work.key.columns.get() + block * size / 2, reinterpret_cast<const std::uint32_t*>(key), kBlock,
-                  padded / 2);
-        transpose(work.value.columns.get() + block * size / 2, reinterpret_cast<const std::uint32_t*>(value), kBlock,
-                  padded / 2);
-        pair_rows(work.key.pairs.get() + block * size / 2, key, kBlock, padded);
+        const std::int64_t place = block * size / 2;
+        const auto* pairs = reinterpret_cast<const std::uint32_t*>(rows);
+        pack_rows(rows, problem, operands.key, problem.keys, problem.rotation.keys, 0, b, n, block * kBlock, true);
+        transpose(work.key_columns.get() + place, pairs, kBlock, padded / 2);
+        pair_rows(work.key_pairs.get() + place, rows, kBlock, padded);
+        pack_rows(rows, problem, operands.value, problem.keys, nullptr, 0, b, n, block * kBlock, false);
+        transpose(work.value_columns.get() + place, pairs, kBlock, padded / 2);
     }
 }
 
@@ -75,15 +76,14 @@ MEGATRON_EXT_TARGET void pack_queries(Backward& work, const Attention& problem, 
                                       const Gradients& gradients, std::int64_t b, std::int64_t n) {
     const std::int64_t padded = problem.padded_channels(), size = work.size;
     for (std::int64_t block = 0; block < problem.query_blocks(); ++block) {
-        bf16 *query = work.query.rows.get() + block * size, *out = work.out.rows.get() + block * size;
+        bf16 *query = work.query.get() + block * size, *out = work.out.get() + block * size;
         pack_rows(query, problem, operands.query, problem.queries, problem.rotation.queries, problem.first, b, n,
                   block * kBlock, true);
         pack_rows(out, problem, gradients.out, problem.queries, nullptr, 0, b, n, block * kBlock, false);
-        for (const Packed* packed : {&work.query, &work.out}) {
-            std::uint32_t* pairs = packed->pairs.get() + block * size / 2;
-            pair_rows(pairs, packed->rows.get() + block * size, kBlock, padded);
-            transpose(packed->columns.get() + block * size / 2, pairs, kBlock / 2, padded);
-        }
+        pair_rows(work.pairs.get(), query, kBlock, padded);
+        transpose(work.query_columns.get() + block * size / 2, work.pairs.get(), kBlock / 2, padded);
+        pair_rows(work.pairs.get(), out, kBlock, padded);
+        transpose(work.out_columns.get() + block * size / 2, work.pairs.get(), kBlock / 2, padded);
         const float* sums = operands.sums + (b * problem.heads + n) * problem.queries;
         for (std::int64_t i = block * kBlock; i < (block + 1) * kBlock; ++i) {
             const bool real = i < problem.queries;
@@ -110,11 +110,11 @@ MEGATRON_EXT_INLINE void take_shares(__m512 (&row)[4], const Attention& problem,
 MEGATRON_EXT_TARGET void take_scores(Backward& work, const Attention& problem, std::int64_t b, float slope,
                                      std::int64_t query_block, std::int64_t key_block) {
     const std::int64_t padded = problem.padded_channels(), size = work.size;
-    const bf16 *query = work.query.rows.get() + query_block * size, *out = work.out.rows.get() + query_block * size;
+    const bf16 *query = work.query.get() + query_block * size, *out = work.out.get() + query_block * size;
     for (std::int64_t r = 0; r < kBlock; r += 4) {
         __m512 shares[4][4], scores[4][4];
         clear(shares);
-        multiply<4>(shares, query + r * padded, padded, work.key.columns.get() + key_block * size / 2, kBlock,
+        multiply<4>(shares, query + r * padded, padded, work.key_columns.get() + key_block * size / 2, kBlock,
                     padded / 2);
         for (int m = 0; m < 4; ++m) {
             const std::int64_t i = query_block * kBlock + r + m;
@@ -128,7 +128,7 @@ MEGATRON_EXT_TARGET void take_scores(Backward& work, const Attention& problem, s
                 _mm512_store_si512(pairs + v * kLanes, interleave(shares[m][v], shares[m + 1][v]));
         }
         clear(scores);
-        multiply<4>(scores, out + r * padded, padded, work.value.columns.get() + key_block * size / 2, kBlock,
+        multiply<4>(scores, out + r * padded, padded, work.value_columns.get() + key_block * size / 2, kBlock,
                     padded / 2);
         for (int m = 0; m < 4; ++m) {
             const __m512 delta = _mm512_set1_ps(work.deltas.get()[query_block * kBlock + r + m]);
@@ -149,8 +149,8 @@ MEGATRON_EXT_TARGET void take_scores(Backward& work, const Attention& problem, s
 MEGATRON_EXT_TARGET void add_block(Backward& work, const Attention& problem, std::int64_t query_block,
                                    std::int64_t key_block) {
     const std::int64_t padded = problem.padded_channels(), size = work.size;
-    const auto* of_out = reinterpret_cast<const bf16*>(work.out.columns.get() + query_block * size / 2);
-    const auto* query = reinterpret_cast<const bf16*>(work.query.columns.get() + query_block * size / 2);
+    const auto* of_out = reinterpret_cast<const bf16*>(work.out_columns.get() + query_block * size / 2);
+    const auto* query = reinterpret_cast<const bf16*>(work.query_columns.get() + query_block * size / 2);
     float *of_key = work.of_key.get() + key_block * size, *of_value = work.of_value.get() + key_block * size;
     for (std::int64_t c = 0; c < padded; c += 4) {
         multiply_into<4>(of_value + c * kBlock, kBlock, nullptr, of_out + c * kBlock, kBlock, work.shares.get(), kBlock,
@@ -160,7 +160,7 @@ MEGATRON_EXT_TARGET void add_block(Backward& work, const Attention& problem, std
     }
     for (std::int64_t r = 0; r < kBlock; r += 4) {
         multiply_rows(work.of_query.get() + query_block * size + r * padded, padded, nullptr,
-                      work.row_shares.get() + r * kBlock, kBlock, work.key.pairs.get() + key_block * size / 2, padded,
+                      work.row_shares.get() + r * kBlock, kBlock, work.key_pairs.get() + key_block * size / 2, padded,
                       kBlock / 2, padded);
     }
 }
@@ -201,24 +201,17 @@ MEGATRON_EXT_TARGET void write_keys(Backward& work, const Attention& problem, co
 
 }  // namespace
 
-// A thread takes a head of keys with all heads of queries that read it: their gradients are summed in one order.
 void attention_backward(const Attention& problem, const Operands& operands, const Gradients& gradients) {
     const std::int64_t group = problem.heads / problem.key_heads;
-#pragma omp parallel num_threads(threads_for(problem))
-    {
-        Backward work(problem);
-#pragma omp for schedule(dynamic, 1)
-        for (std::int64_t task = 0; task < problem.batch * problem.key_heads; ++task) {
-            const std::int64_t b = task / problem.key_heads, n = task % problem.key_heads;
-            pack_keys(work, problem, operands, b, n);
-            std::fill_n(work.of_key.get(), problem.key_blocks() * work.size, 0.0f);
-            std::fill_n(work.of_value.get(), problem.key_blocks() * work.size, 0.0f);
-            for (std::int64_t head = n * group; head < (n + 1) * group; ++head) {
-                head_gradients(work, problem, operands, gradients, b, head);
-            }
-            write_keys(work, problem, gradients, b, n);
+    for_each_key_head<Backward>(problem, [&](Backward& work, std::int64_t b, std::int64_t n) {
+        pack_keys(work, problem, operands, b, n);
+        std::fill_n(work.of_key.get(), problem.key_blocks() * work.size, 0.0f);
+        std::fill_n(work.of_value.get(), problem.key_blocks() * work.size, 0.0f);
+        for (std::int64_t i = 0; i < group; ++i) {
+            head_gradients(work, problem, operands, gradients, b, n * group + i);
         }
-    }
+        write_keys(work, problem, gradients, b, n);
+    });
 }
 
 #else

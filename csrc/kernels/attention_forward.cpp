@@ -129,20 +129,12 @@ MEGATRON_EXT_TARGET void attend_head(Forward& work, const Attention& problem, co
 
 }  // namespace
 
-// A thread takes all queries of a key head, so that nothing depends on how many threads there are.
 void attention_forward(const Attention& problem, const Operands& operands) {
     const std::int64_t group = problem.heads / problem.key_heads;
-#pragma omp parallel num_threads(threads_for(problem))
-    {
-        Forward work(problem);
-#pragma omp for schedule(dynamic, 1)
-        for (std::int64_t task = 0; task < problem.batch * problem.key_heads; ++task) {
-            const std::int64_t b = task / problem.key_heads, n = task % problem.key_heads;
-            pack_keys(work, problem, operands, b, n);
-            for (std::int64_t head = n * group; head < (n + 1) * group; ++head)
-                attend_head(work, problem, operands, b, head);
-        }
-    }
+    for_each_key_head<Forward>(problem, [&](Forward& work, std::int64_t b, std::int64_t n) {
+        pack_keys(work, problem, operands, b, n);
+        for (std::int64_t i = 0; i < group; ++i) attend_head(work, problem, operands, b, n * group + i);
+    });
 }
 
 #else
