@@ -22,7 +22,7 @@ from megatron_ext.config.to_core import transformer_config
 from megatron_ext.model.attention import CausalAttention, Positions
 from megatron_ext.model.chosen_bias import column_parallel, row_parallel
 from megatron_ext.model.counts import padded_vocab_size
-from megatron_ext.model.cross_entropy import cross_entropy_with_max_z, vocab_parallel_cross_entropy
+from megatron_ext.model.cross_entropy import Scoring, cross_entropy_with_max_z, vocab_parallel_cross_entropy
 from megatron_ext.model.embedding_noise import EmbeddingNoise
 from megatron_ext.model.embedding_norm import add_embedding_norm
 from megatron_ext.model.init import initialize_parameters
@@ -100,8 +100,8 @@ class PretrainGPT(GPTModel):
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         max_z_weight = self.max_z_loss_weight if self.training else 0.0
         labels, loss_mask = labels.transpose(0, 1), loss_mask.transpose(0, 1)
-        group, native = self.pg_collection.tp, self.native_loss
-        targets = Targets(labels, loss_mask, self.true_vocab_size, group, max_z_weight, native)
+        scoring = Scoring(self.pg_collection.tp, max_z_weight, self.native_loss)
+        targets = Targets(labels, loss_mask, self.true_vocab_size, scoring)
         loss, largest = self.output_layer(hidden_states, weight, targets=targets)
         self.largest_logits = largest.transpose(0, 1) if max_z_weight else None
         return loss.transpose(0, 1).contiguous()

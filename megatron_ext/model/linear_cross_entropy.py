@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -29,17 +28,13 @@ class Targets:
         labels: int64 `[s, b]`, each < `vocab_size`.
         loss_mask: fp32 `[s, b]`, by which the losses will be multiplied.
         vocab_size: the true number of tokens.
-        group: tensor-parallel group, ranks in vocabulary order.
-        max_z_weight: `--max-z-loss-weight`; 0 for none.
-        native: whether our CPU kernels compute what they can.
+        scoring: the ranks of that vocabulary, the max-z loss, whose kernels.
     """
 
     labels: Tensor
     loss_mask: Tensor
     vocab_size: int
-    group: dist.ProcessGroup
-    max_z_weight: float = 0.0
-    native: bool = False
+    scoring: Scoring
 
 
 def linear_cross_entropy(
@@ -78,20 +73,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, weight, bias, targets, with_gradients):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         labels, counts = targets.labels.flatten(), targets.loss_mask.flatten().float()
-        scoring = Scoring(targets.group, targets.max_z_weight, targets.native)
-        first, real = true_columns(len(weight), targets.vocab_size, targets.group)
+        scoring = targets.scoring
+        first, real = true_columns(len(weight), targets.vocab_size, scoring.group)
         true_weight, true_bias = weight[:real], None if bias is None else bias[:real]
         wanted = ctx.needs_input_grad[:3] if with_gradients else (False, False, False)
-        gradients = _Gradients(rows, weight, bias, wanted, targets.native)
+        gradients = _Gradients(rows, weight, bias, wanted, scoring.native)
         losses, largest = (torch.empty(len(rows), device=rows.device) for _ in range(2))
         for chunk in row_chunks(len(rows), len(weight), CHUNK_LOGITS):  # the same on every rank, padded or not
             logits = functional.linear(rows[chunk], true_weight, true_bias)
             losses[chunk], largest[chunk], statistics = row_statistics(logits, labels[chunk], first, scoring)
             if any(wanted):
-                write_logit_gradient(logits, logits, statistics, counts[chunk, None], targets.native)
+                write_logit_gradient(logits, logits, statistics, counts[chunk, None], scoring.native)
                 gradients.add(logits, rows[chunk], true_weight, chunk)
         ctx.save_for_backward(counts, *gradients.sums)
-        ctx.dtype, ctx.native = rows.dtype, targets.native
+        ctx.dtype, ctx.native = rows.dtype, scoring.native
         ctx.mark_non_differentiable(largest)
         return losses, largest
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from megatron_ext.model import cross_entropy
 from megatron_ext.model import linear_cross_entropy as fused
-from megatron_ext.model.cross_entropy import cross_entropy_with_max_z, vocab_parallel_cross_entropy
+from megatron_ext.model.cross_entropy import Scoring, cross_entropy_with_max_z, vocab_parallel_cross_entropy
 from megatron_ext.model.linear_cross_entropy import Targets, common_factor, linear_cross_entropy
 from tests.unit.model.test_cross_entropy import Group, Lockstep, on_ranks
 
@@ -69,7 +69,7 @@ def test_values_and_gradients_are_those_of_whole_logits(
     given, vocab_size = case(*shape, dtype), shape[4]
     hidden, weight, bias, labels, mask = given
     losses, z = linear_cross_entropy(
-        hidden, weight, bias if with_bias else None, Targets(labels, mask, vocab_size, Group(), max_z)
+        hidden, weight, bias if with_bias else None, Targets(labels, mask, vocab_size, Scoring(Group(), max_z))
     )
     (factor * losses * mask).sum().backward()
     wanted = (hidden, weight, bias) if with_bias else (hidden, weight)
@@ -92,7 +92,7 @@ def test_shards_give_what_the_whole_gives(tp: int, vocab_size: int, max_z: float
 
     def rank_work(rank: int) -> list[Tensor]:
         mine = [t.detach().clone().requires_grad_() for t in (hidden, weight.chunk(tp)[rank], bias.chunk(tp)[rank])]
-        losses, z = linear_cross_entropy(*mine, Targets(labels, mask, vocab_size, Group(rank, tp), max_z))
+        losses, z = linear_cross_entropy(*mine, Targets(labels, mask, vocab_size, Scoring(Group(rank, tp), max_z)))
         (losses * mask).sum().backward()
         return [losses.detach(), z, *(tensor.grad for tensor in mine)]
 
@@ -113,10 +113,10 @@ def test_gradients_that_nobody_wants_are_not_computed(frozen: str):
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: shapes.append(tuple(tensor.shape)), lambda packed: packed
     ):
-        losses, _ = linear_cross_entropy(hidden, weight, None, Targets(labels, mask, 7, Group()))
+        losses, _ = linear_cross_entropy(hidden, weight, None, Targets(labels, mask, 7, Scoring(Group())))
     assert shapes == {"hidden": [(6,), (7, 4)], "weight": [(6,), (6, 4)], "both": []}[frozen]
     with torch.no_grad():
-        assert linear_cross_entropy(hidden, weight, None, Targets(labels, mask, 7, Group()))[0].equal(losses)
+        assert linear_cross_entropy(hidden, weight, None, Targets(labels, mask, 7, Scoring(Group())))[0].equal(losses)
 
 
 @pytest.mark.parametrize(("tokens", "columns"), [(0, 7), (3, 0)])
@@ -126,7 +126,7 @@ def test_without_tokens_or_columns_the_gradients_are_zero(tokens: int, columns: 
     labels, mask = torch.zeros(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1)
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
-        losses, _ = linear_cross_entropy(hidden, weight, None, Targets(labels, mask, columns, Group()))
+        losses, _ = linear_cross_entropy(hidden, weight, None, Targets(labels, mask, columns, Scoring(Group())))
         (losses * mask).sum().backward()
     finally:
         torch.use_deterministic_algorithms(False)
@@ -136,7 +136,7 @@ def test_without_tokens_or_columns_the_gradients_are_zero(tokens: int, columns: 
 def test_losses_that_are_used_in_another_way_have_no_gradient():
     """A gradient that differs from the one the mask announced would be wrong without a sign."""
     hidden, weight, _, labels, mask = case(3, 2, 4, 7, 7)
-    losses, _ = linear_cross_entropy(hidden, weight, None, Targets(labels, mask, 7, Group()))
+    losses, _ = linear_cross_entropy(hidden, weight, None, Targets(labels, mask, 7, Scoring(Group())))
     losses.square().sum().backward()
     assert hidden.grad.isnan().all() and weight.grad.isnan().all()
 
@@ -158,7 +158,7 @@ def test_no_tensor_of_all_logits_is_made():
     labels, mask = torch.zeros(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1)
     with torch.profiler.profile(profile_memory=True) as profile:
         (
-            linear_cross_entropy(hidden, weight, None, Targets(labels, mask, vocab_size, Group()))[0] * mask
+            linear_cross_entropy(hidden, weight, None, Targets(labels, mask, vocab_size, Scoring(Group())))[0] * mask
         ).sum().backward()
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert 0 < largest <= 2 * fused.CHUNK_LOGITS < tokens * vocab_size
