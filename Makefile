@@ -18,7 +18,7 @@ SLOW := -m "(dist or e2e) and not gpu"
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-unit test-slow test-all check format bench doctor clean
+.PHONY: help install install-dev demo test test-unit test-slow test-all test-gpu check format bench doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ test-slow: install-dev  ## the tests that start processes and drive whole comman
 
 test-all: test  ## and every legal layout of up to 8 processes: hours
 	$(PY) -m pytest -m whole tests -v $(PYTEST_ARGS)
+
+test-gpu: install-dev  ## what needs GPUs; with several of them, layouts over NCCL too
+	$(PY) -m pytest -m gpu tests -v $(PYTEST_ARGS)
 
 check: install-dev  ## format, lint, types, unit tests
 	$(PY) -m ruff format --check $(wildcard $(CODE))

@@ -124,7 +124,7 @@ def work_as(options: argparse.Namespace) -> None:
     answers = take_stdout()
     shape = LLAMA | {key: getattr(options, key) for key in ("layers", "seq", "threads")}
     run = run_of(f"{SHAPE.format(**shape)} {flags_of(options.side, options)}")
-    tokens = random_tokens(options.vocab, options.seq)
+    tokens = random_tokens(options.vocab, shape)
     with connected(run) as world:
         side = built(options, run, world, tokens)
         before = memory_mib("VmRSS")

@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.sides.rounds import in_turns, load_average, machine, ratios, refuse_different_steps, spread
-from benchmarks.sides.step_sides import LLAMA, SEQUENCES, SHAPE, connected, ours, random_tokens, run_of
+from benchmarks.sides.step_sides import LLAMA, SHAPE, connected, ours, random_tokens, run_of
 from benchmarks.sides.workers import Answer, Workers, serve, take_stdout
 
 VOCAB_SIZE = 32000
@@ -53,7 +53,7 @@ def main() -> None:
         clocks = {name: lambda index, side=side: seconds_of(side, index) for name, side in sides.items()}
         seconds = in_turns(clocks, options.rounds, options.check)  # type: ignore[arg-type]
         profile = sides["TP 2"].ask(f"profile {options.check + options.rounds}")[0]
-    tokens = SEQUENCES * options.seq
+    tokens = LLAMA["sequences"] * options.seq
     line = {
         "benchmark": "processes",
         "model": f"{options.layers} layers, h {LLAMA['hidden']}, 2 x {options.seq} tokens, bf16, 2 threads in all",
@@ -108,12 +108,9 @@ def work_as(options: argparse.Namespace) -> None:
     answers = take_stdout()
     processes = SIDES[options.side][0]
     shape = LLAMA | {"layers": options.layers, "seq": options.seq, "threads": 2 // processes}
-    if options.side == "DP 2":
-        flags = SHAPE.replace("--micro-batch-size 2", "--micro-batch-size 1")
-    else:
-        flags = SHAPE
-    run = run_of(f"{flags.format(**shape)} {flags_of(options.side, options)}", processes)
-    tokens = random_tokens(VOCAB_SIZE, options.seq)
+    share = shape | {"sequences": 1} if options.side == "DP 2" else shape
+    run = run_of(f"{SHAPE.format(**share)} {flags_of(options.side, options)}", processes)
+    tokens = random_tokens(VOCAB_SIZE, shape)
     with connected(run) as world:
         step = ours(run, world, tokens, VOCAB_SIZE)[1].step
 

@@ -32,6 +32,8 @@ PLACES = (
     "hf",
     "loss.png",
 )
+PROCESSES = 4
+"""Of the step that starts most of them."""
 PROMPTS = ("这本书", "Return a new")
 
 
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> int:
     os.chdir(ROOT)
     prepare(out)
     started = time.monotonic()
-    steps = plan(out, QUICK if args.quick else FULL)
+    steps = plan(out, QUICK if args.quick else FULL, gpus())
     for number, step in enumerate(steps, 1):
         elapsed = time.monotonic() - started
         print(f"\n[{number}/{len(steps)}] {step.title}  ({elapsed:.0f} s so far)\n$ {step.line}", flush=True)
@@ -100,8 +102,18 @@ def prepare(out: Path) -> None:
     (out / MARK).touch()
 
 
-def plan(out: Path, size: Size) -> list[Step]:
-    """The commands, in order; a user can type each of them from the project's root."""
+def gpus() -> int:
+    """How many GPUs training would see."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def plan(out: Path, size: Size, gpus: int = 0) -> list[Step]:
+    """The commands, in order; a user can type each of them from the project's root.
+
+    With `gpus`, but fewer than the processes of a step, training is on the CPU: every process needs its own.
+    """
     python = shlex.quote(str(from_root(Path(sys.executable))))
     here = {name: shlex.quote(f"{out}/{name}") for name in PLACES}
     model = f"--tokenizer-type SentencePieceTokenizer --tokenizer-model {here['tokenizer/demo.model']}"
@@ -109,6 +121,7 @@ def plan(out: Path, size: Size) -> list[Step]:
         f"pretrain_gpt.py --config configs/models/tiny.yaml --config examples/demo.yaml {model}"
         f" --data-path {here['data/demo_text_document']} --train-iters {size.train_iters}"
         f" --save {here['run']} --tensorboard-dir {here['run/tensorboard']}"
+        + (" --device cpu" if 0 < gpus < PROCESSES else "")
     )
     torchrun = f"{python} -m torch.distributed.run --standalone --nproc-per-node"
     prompts = shlex.join(PROMPTS)
@@ -130,9 +143,9 @@ def plan(out: Path, size: Size) -> list[Step]:
         ),
         Step(
             "training on 4 processes, tensor parallel 2 x pipeline parallel 2, up to half way",
-            f"{torchrun} 4 {train} --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2"
+            f"{torchrun} {PROCESSES} {train} --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2"
             f" --exit-interval {size.train_iters // 2}",
-            processes=4,
+            processes=PROCESSES,
         ),
         Step(
             "the same run goes on in another layout: 2 processes, data parallel 2",

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from megatron_ext.errors import run_command
-from megatron_ext.platform.kernels import Kernels
+from megatron_ext.platform.kernels import Kernels, has_triton
 
 PYTHON = (3, 11)
 MEGATRON_CORE = "0.16"
@@ -178,7 +178,7 @@ def check_kernels(installed: Installed) -> Iterator[Finding]:
     else:
         have.append("Apex")
     kernels = " + ".join([*have, "torch"]) + (f" ({', '.join(absent)} not installed)" if absent else "")
-    chosen = Kernels.of("TransformerEngine" in have, "Apex" in have).describe()
+    chosen = Kernels.of("TransformerEngine" in have, "Apex" in have, has_triton()).describe()
     yield Finding("ok", "kernels", f"{kernels}; on a GPU {chosen}")
 
 

@@ -24,7 +24,7 @@ class Product(NamedTuple):
     count: int
 
 
-def products_of(model: Any, vocab_rows: int, num_tokens: int) -> list[Product]:
+def products_of(model: Any, vocab_rows: int, num_tokens: int, device: str) -> list[Product]:
     """Forward, input gradient and weight gradient of qkv, proj, fc1 (gate and up in one), fc2 and the output layer.
 
     With x `[t, k]`, weight `[n, k]` and output gradient `[t, n]`: x weight^T, gradient weight, gradient^T x, laid out
@@ -34,6 +34,7 @@ def products_of(model: Any, vocab_rows: int, num_tokens: int) -> list[Product]:
         model: the architecture.
         vocab_rows: rows of the output layer.
         num_tokens: t.
+        device: `cpu` or `cuda`.
     """
     import torch
 
@@ -42,7 +43,9 @@ def products_of(model: Any, vocab_rows: int, num_tokens: int) -> list[Product]:
     layer += [(model.hidden_size, model.ffn_size * (2 if model.swiglu else 1)), (model.ffn_size, model.hidden_size)]
     products = []
     for k, n, count in [(k, n, model.num_layers) for k, n in layer] + [(model.hidden_size, vocab_rows, 1)]:
-        x, weight, gradient = (torch.randn(size).bfloat16() for size in ((num_tokens, k), (n, k), (num_tokens, n)))
+        x, weight, gradient = (
+            torch.randn(size, device=device).bfloat16() for size in ((num_tokens, k), (n, k), (num_tokens, n))
+        )
         flops = 2 * num_tokens * k * n
         for left, right in ((x, weight.t()), (gradient, weight), (gradient.t(), x)):
             products.append(Product(left, right, torch.mm(left, right), flops, count))
@@ -56,18 +59,21 @@ def rate_of(products: list[Product]) -> float:
     """
     import torch
 
+    wait = torch.cuda.synchronize if products[0].out.is_cuda else lambda: None
     seconds = 0.0
     for product in products:
+        wait()
         started = time.perf_counter()
         for _ in range(REPEATS):
             torch.mm(product.left, product.right, out=product.out)
+        wait()
         seconds += product.count * (time.perf_counter() - started) / REPEATS
     return sum(product.flops * product.count for product in products) / seconds / 1e9
 
 
-def square(size: int, dtype: str) -> list[Product]:
+def square(size: int, dtype: str, device: str) -> list[Product]:
     """One large product: the peak that this machine's library reaches."""
     import torch
 
-    left, right = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
+    left, right = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
     return [Product(left, right, torch.mm(left, right), 2 * size**3, 1)]

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,6 @@ TOLERANCE = 5e-4
 """Relative, of losses over the first steps: sides that round in other places differ by up to 8e-5; scored on other
 labels, untrained weights differ by 1e-3."""
 NORM_TOLERANCE = 0.03
-
-
-def timed(work: Callable[[int], object]) -> Callable[[int], float]:
-    """The same work, which returns its wall seconds."""
-
-    def seconds(index: int) -> float:
-        started = time.perf_counter()
-        work(index)
-        return time.perf_counter() - started
-
-    return seconds
 
 
 def in_turns(sides: Mapping[str, Callable[[int], float]], rounds: int, first: int) -> dict[str, list[float]]:

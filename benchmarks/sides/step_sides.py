@@ -6,7 +6,7 @@ All start from the same weights, which this project draws, and see the same toke
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,12 +15,23 @@ SHAPE = (
     "--num-layers {layers} --hidden-size {hidden} --ffn-hidden-size {ffn} --num-attention-heads {heads} --swiglu "
     "--normalization RMSNorm --norm-epsilon 1e-5 --position-embedding-type {positions} "
     "--untie-embeddings-and-output-weights --disable-bias-linear --hidden-dropout 0 --attention-dropout 0 "
-    "--seq-length {seq} --micro-batch-size 2 --lr 1e-4 --lr-decay-style constant --train-iters 100 "
-    "--adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0 --bf16 --device cpu --num-threads {threads}"
+    "--seq-length {seq} --micro-batch-size {sequences} --lr 1e-4 --lr-decay-style constant --train-iters 100 "
+    "--adam-beta2 0.95 --weight-decay 0.1 --clip-grad 1.0 --bf16 --device {device} --num-threads {threads}"
 )
-LLAMA = {"layers": 8, "hidden": 512, "ffn": 1408, "heads": 8, "positions": "rope", "seq": 1024, "threads": 2}
+LLAMA = {
+    "layers": 8,
+    "hidden": 512,
+    "ffn": 1408,
+    "heads": 8,
+    "positions": "rope",
+    "sequences": 2,
+    "seq": 1024,
+    "device": "cpu",
+    "threads": 2,
+}
 """58 M parameters with a vocabulary of 32,000."""
-SEQUENCES = 2
+LARGE = LLAMA | {"layers": 16, "hidden": 2048, "ffn": 5504, "heads": 16, "sequences": 4, "seq": 2048, "device": "cuda"}
+"""0.94 10^9 parameters with that vocabulary, for a GPU."""
 BATCHES = 64
 
 
@@ -49,9 +60,9 @@ def connected(run: Any) -> Iterator[Any]:
     """The world of `run`, without the warnings of those whose code is measured."""
     warnings.filterwarnings("ignore")
     from megatron_ext.parallel.world import start_world
-    from megatron_ext.platform.cpu import CpuPlatform
+    from megatron_ext.platform import select_platform
 
-    with start_world(run, CpuPlatform()) as world:
+    with start_world(run, select_platform(run.parallel.device)) as world:
         yield world
 
 
@@ -62,18 +73,19 @@ def run_of(flags: str, world_size: int = 1) -> Any:
     return load_run_config(flags.split(), world_size, "model").run
 
 
-def random_tokens(vocab_size: int, seq: int) -> Any:
-    """Batches of samples, int64 `[batches, 2, seq + 1]`, the same in every process."""
+def random_tokens(vocab_size: int, shape: Mapping[str, Any]) -> Any:
+    """Batches of samples, int64 `[batches, sequences, seq + 1]`, the same in every process, on the device."""
     import torch
 
-    return torch.randint(0, vocab_size, (BATCHES, SEQUENCES, seq + 1), generator=torch.Generator().manual_seed(0))
+    size = (BATCHES, shape["sequences"], shape["seq"] + 1)
+    return torch.randint(0, vocab_size, size, generator=torch.Generator().manual_seed(0)).to(shape["device"])
 
 
 def ours(run: Any, world: Any, tokens: Any, vocab_size: int) -> tuple[Any, Side]:
     """This project's step, as `pretrain_gpt.py` runs it; also its parts."""
     from megatron_ext.model.gpt import build_model
 
-    return _core_side(run, world, tokens, build_model(run, vocab_size, "cpu"))
+    return _core_side(run, world, tokens, build_model(run, vocab_size, world.device.type))
 
 
 def megatron_local(run: Any, world: Any, tokens: Any, weights: dict[str, Any]) -> Side:
@@ -87,7 +99,7 @@ def megatron_local(run: Any, world: Any, tokens: Any, weights: dict[str, Any]) -
     class LocalModel(GPTModel):
         """The stock model; its loss is the stock vocabulary-parallel cross entropy."""
 
-    config = transformer_config(run, "cpu")
+    config = transformer_config(run, world.device.type)
     config.use_te_activation_func = False  # its own SwiGLU, not ours
     model = LocalModel(
         config=config,
@@ -98,12 +110,11 @@ def megatron_local(run: Any, world: Any, tokens: Any, weights: dict[str, Any]) -
         position_embedding_type="rope",
     )
     initialize_parameters(model, run)
-    return _core_side(run, world, tokens, [model])[1]
+    return _core_side(run, world, tokens, [model.to(world.device)])[1]
 
 
 def transformers_side(run: Any, world: Any, tokens: Any, weights: dict[str, Any], compiled: bool = False) -> Side:
     """Transformers' LlamaForCausalLM with bf16 weights and torch's fused AdamW."""
-    del world
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -119,7 +130,7 @@ def transformers_side(run: Any, world: Any, tokens: Any, weights: dict[str, Any]
         max_position_embeddings=run.train.seq_length,
         use_cache=False,
     )
-    llama = LlamaForCausalLM(config).to(torch.bfloat16)
+    llama = LlamaForCausalLM(config).to(world.device, torch.bfloat16)
     llama.load_state_dict({name: tensor.to(torch.bfloat16) for name, tensor in weights.items()})
     optimizer = torch.optim.AdamW(llama.parameters(), lr=run.optim.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     forward = torch.compile(llama) if compiled else llama
@@ -158,12 +169,14 @@ def _core_side(run: Any, world: Any, tokens: Any, models: list[Any]) -> tuple[An
     from megatron_ext.training.metrics import TrainState
     from megatron_ext.training.step import train_step
 
-    run = run.with_values(global_batch_size=SEQUENCES)
+    sequences = tokens.shape[1]
+    run = run.with_values(global_batch_size=sequences)
     parts = assemble(run, world, models)
-    count = SEQUENCES // world.grid.dp_size
+    count = sequences // world.grid.dp_size
     samples = slice(world.at.dp_rank * count, (world.at.dp_rank + 1) * count)
     shape = (count, run.train.seq_length)
-    positions, mask = torch.arange(shape[1]).expand(shape), torch.ones(shape)
+    positions = torch.arange(shape[1], device=tokens.device).expand(shape)
+    mask = torch.ones(shape, device=tokens.device)
 
     def step(index: int) -> Outcome:
         batch = tokens[index % len(tokens)][samples]
@@ -183,7 +196,7 @@ def hugging_face_weights(run: Any, parts: Any, vocab_size: int) -> dict[str, Any
     state = {name: tensor.detach() for name, tensor in parts.models[0].state_dict().items() if tensor is not None}
     source = InMemory({name: tensor for name, tensor in state.items() if not name.endswith("_extra_state")})
     conversion = Conversion(LLAMA, run.model, sizes_of(run.model, vocab_size, vocab_size))
-    return {name: tensor.float().clone() for name, tensor in conversion.export(source)}
+    return {name: tensor.float().cpu().clone() for name, tensor in conversion.export(source)}
 
 
 class InMemory:

@@ -118,7 +118,7 @@ def transformer_config(run: RunConfig, device: str) -> TransformerConfig:
     Raises:
         ConfigError: megatron-core refuses the combination; its message with our flags in place of its names.
     """
-    values = {**_architecture(run), **_layout(run, device), **_computation(run)}
+    values = {**_architecture(run), **_layout(run, device), **_computation(run, device)}
     return _build(TransformerConfig, values)
 
 
@@ -210,7 +210,7 @@ def _layout(run: RunConfig, device: str) -> dict[str, Any]:
     }
 
 
-def _computation(run: RunConfig) -> dict[str, Any]:
+def _computation(run: RunConfig, device: str) -> dict[str, Any]:
     train = run.train
     return {
         "use_cpu_initialization": True,
@@ -229,7 +229,7 @@ def _computation(run: RunConfig) -> dict[str, Any]:
         "masked_softmax_fusion": False,
         "bias_dropout_fusion": False,
         "apply_rope_fusion": False,
-        "gradient_accumulation_fusion": False,
+        "gradient_accumulation_fusion": device == "cuda",
         "persist_layer_norm": False,
         "cross_entropy_loss_fusion": False,
         "transformer_impl": "local",

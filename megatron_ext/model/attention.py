@@ -6,6 +6,7 @@ Under context parallelism a rank's queries are two chunks of the sequence; see `
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from megatron_ext.model.document_attention import attend_by_document, plan_docum
 from megatron_ext.model.rotary import apply_rotary
 from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.parallel.sequence_chunks import chunks_of, part_of
+from megatron_ext.platform.kernels import TORCH
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,22 @@ class Positions:
         rotary: how queries and keys are rotated; None rotates nothing.
         isolate: no token attends to another document of its sample (`--reset-attention-mask`).
         restart: rotate by the place in the document, not in the sample (`--reset-position-ids`).
+        kernels: whose kernels rotate, as in `Kernels.elementwise`.
     """
 
     alibi: bool = False
     rotary: Rotary | None = None
     isolate: bool = False
     restart: bool = False
+    kernels: str = TORCH
+
+    def turned(self, *heads: Tensor, places: Tensor | None = None, length: int | None = None) -> Iterator[Tensor]:
+        """Queries, keys: each `[s, b, n, hn]` rotated as `apply_rotary` says; where nothing rotates, themselves."""
+        if self.rotary is None:
+            yield from heads
+        else:
+            for x in heads:
+                yield apply_rotary(x, self.rotary, places, length, self.kernels)
 
     @property
     def reads_documents(self) -> bool:
@@ -92,9 +104,8 @@ class CausalAttention(torch.nn.Module):
         starts, positions, device = self.documents(attention_mask), self.positions, query.device
         if self.context is not None:
             return self._attend_with_others(query, key, value, starts)
-        if positions.rotary is not None:
-            places = restarted_positions(starts, device) if positions.restart and starts is not None else None
-            query, key = apply_rotary(query, positions.rotary, places), apply_rotary(key, positions.rotary, places)
+        places = restarted_positions(starts, device) if positions.restart and starts is not None else None
+        query, key = positions.turned(query, key, places=places)
         plan = plan_documents(starts, device) if positions.isolate and starts is not None else None
         s, b, heads, hn = query.shape
         bias = _cached_bias(self.slopes, s, device) if self.slopes else None
@@ -124,7 +135,7 @@ class CausalAttention(torch.nn.Module):
         places = places_of_part(length, rank, size, query.device)
         if positions.restart and starts is not None:
             places = part_of(restarted_positions(starts, query.device), rank, size)
-        query, key = (apply_rotary(x, positions.rotary, places, length) for x in (query, key))
+        query, key = positions.turned(query, key, places=places, length=length)
         return query, key
 
     def _numbers_to_drop_by(self, dropout: float) -> AbstractContextManager[None]:

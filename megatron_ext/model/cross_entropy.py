@@ -10,7 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ext.model import native_loss
-from megatron_ext.model.row_chunks import row_chunks
+from megatron_ext.model.row_chunks import fp32_chunks
+from megatron_ext.platform.compiled import compiled
+from megatron_ext.platform.kernels import COMPILED, NATIVE, TORCH
 
 _LAST_COLUMN = (1 << 31) - 1
 
@@ -22,16 +24,16 @@ class Scoring:
     Attributes:
         group: tensor-parallel group, ranks in vocabulary order.
         max_z_weight: `--max-z-loss-weight`; 0 for none.
-        native: whether our CPU kernels compute what they can.
+        kernels: whose kernels compute what they can, as in `Kernels.elementwise`.
     """
 
     group: dist.ProcessGroup
     max_z_weight: float = 0.0
-    native: bool = False
+    kernels: str = TORCH
 
 
 def vocab_parallel_cross_entropy(
-    logits: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup, native: bool = False
+    logits: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup, kernels: str = TORCH
 ) -> Tensor:
     """Return -log softmax(logits)[label] over the first `vocab_size` columns of the full vocabulary.
 
@@ -44,18 +46,18 @@ def vocab_parallel_cross_entropy(
         labels: int64 `[s, b]`, the same on every rank of `group`; each < `vocab_size`.
         vocab_size: the true number of tokens.
         group: tensor-parallel group, ranks in vocabulary order.
-        native: whether our CPU kernels compute what they can.
+        kernels: whose kernels compute what they can, as in `Kernels.elementwise`.
 
     Returns:
         fp32 `[s, b]`, the same on every rank of `group`.
 
     Source: arXiv:1909.08053, section 3 (parallel cross entropy).
     """
-    return _VocabParallelCrossEntropy.apply(logits, labels, vocab_size, Scoring(group, 0.0, native))[0]
+    return _VocabParallelCrossEntropy.apply(logits, labels, vocab_size, Scoring(group, 0.0, kernels))[0]
 
 
 def cross_entropy_with_max_z(
-    logits: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup, weight: float, native: bool = False
+    logits: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup, weight: float, kernels: str = TORCH
 ) -> tuple[Tensor, Tensor]:
     """Return the cross entropy of every token, with the gradient of cross entropy + weight * z^2, and z.
 
@@ -71,14 +73,14 @@ def cross_entropy_with_max_z(
         vocab_size: as there.
         group: as there.
         weight: `--max-z-loss-weight`, above 0.
-        native: as there.
+        kernels: as there.
 
     Returns:
         The cross entropy and z, both fp32 `[s, b]`, the same on every rank of `group`; z has no gradient.
 
     Source: arXiv:2309.10305, section 3.4 (max-z loss).
     """
-    return _VocabParallelCrossEntropy.apply(logits, labels, vocab_size, Scoring(group, weight, native))
+    return _VocabParallelCrossEntropy.apply(logits, labels, vocab_size, Scoring(group, weight, kernels))
 
 
 class RowStatistics(NamedTuple):
@@ -131,7 +133,7 @@ def row_statistics(
     sums = torch.zeros(2, rows, device=scores.device)
     total, target = sums
     if real:
-        total += _sums_below(scores, largest, own)
+        total += _sums_below(scores, largest, own, scoring.kernels)
         target += (scores.gather(1, label[:, None])[:, 0].float() - largest).where(mine, 0.0)
     _all_reduce(sums, dist.ReduceOp.SUM, scoring.group)
     log_total = total.log()
@@ -141,7 +143,7 @@ def row_statistics(
 
 
 def write_logit_gradient(
-    out: Tensor, scores: Tensor, statistics: RowStatistics, weight: Tensor, native: bool = False
+    out: Tensor, scores: Tensor, statistics: RowStatistics, weight: Tensor, kernels: str = TORCH
 ) -> None:
     """Write the gradient of the logits; rank-local.
 
@@ -150,18 +152,36 @@ def write_logit_gradient(
         scores: as in `row_statistics`.
         statistics: of the same rows.
         weight: fp32 `[rows, 1]`, the gradient that each token's loss gets.
-        native: whether our CPU kernel computes what it can.
+        kernels: as in `Scoring`.
     """
-    if native and native_loss.can_score(scores) and native_loss.can_score(out):
+    if kernels == NATIVE and native_loss.can_score(scores) and native_loss.can_score(out):
         native_loss.logit_gradient(out, scores, statistics, weight)
         return
-    for chunk in row_chunks(*scores.shape):
+    if kernels == COMPILED and scores.numel():
+        compiled(logit_gradient_formula)(out, scores, statistics, weight)
+        return
+    for chunk in fp32_chunks(scores):
         those = statistics.of(chunk)
         softmax = torch.sub(scores[chunk], those.log_sum_exp).exp_()
         softmax.scatter_add_(1, those.label, -those.has_label.float())
         if those.place is not None and those.slope is not None:
             softmax.scatter_add_(1, those.place, those.slope)
         out[chunk] = softmax.mul_(weight[chunk])
+
+
+def logit_gradient_formula(out: Tensor, scores: Tensor, statistics: RowStatistics, weight: Tensor) -> Tensor:
+    """What `write_logit_gradient` writes, operation by operation, for torch.compile to make one kernel."""
+    columns = torch.arange(scores.shape[1], device=scores.device)
+    softmax = torch.exp(scores.float() - statistics.log_sum_exp)
+    gradient = softmax - ((columns == statistics.label) & statistics.has_label).float()
+    if statistics.place is not None and statistics.slope is not None:
+        gradient = gradient + torch.where(columns == statistics.place, statistics.slope, 0.0)
+    return out.copy_(gradient * weight)
+
+
+def sums_below_formula(scores: Tensor, largest: Tensor) -> Tensor:
+    """sum(exp(score - largest)) of every row, likewise."""
+    return torch.exp(scores.float() - largest[:, None]).sum(-1)
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
@@ -172,7 +192,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         scores = logits.reshape(-1, columns)[:, : ctx.real]
         losses, z, statistics = row_statistics(scores, labels.flatten(), first, scoring)
         ctx.save_for_backward(logits, *statistics)
-        ctx.native = scoring.native
+        ctx.kernels = scoring.kernels
         z = z.reshape(labels.shape)
         ctx.mark_non_differentiable(z)
         return losses.reshape(labels.shape), z
@@ -185,7 +205,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         scores, grads = logits.reshape(-1, columns)[:, :real], grad.view(-1, columns)
         grads[:, real:] = 0
         weight = grad_output.reshape(-1, 1).float()
-        write_logit_gradient(grads[:, :real], scores, RowStatistics(*statistics), weight, ctx.native)
+        write_logit_gradient(grads[:, :real], scores, RowStatistics(*statistics), weight, ctx.kernels)
         return grad, None, None, None
 
 
@@ -212,7 +232,7 @@ class _OwnSums(NamedTuple):
 def _own_sums(scores: Tensor, scoring: Scoring) -> _OwnSums:
     """Read this rank's columns of the true vocabulary, maybe none, as far as no other rank is needed."""
     rows, real = scores.shape
-    if scoring.native and native_loss.can_score(scores):
+    if scoring.kernels == NATIVE and native_loss.can_score(scores):
         return _OwnSums(*native_loss.row_sums(scores, bool(scoring.max_z_weight)))
     if not real:
         nothing = torch.full((rows,), float("-inf"), device=scores.device)
@@ -223,12 +243,14 @@ def _own_sums(scores: Tensor, scoring: Scoring) -> _OwnSums:
     return _OwnSums(values.float(), columns)
 
 
-def _sums_below(scores: Tensor, largest: Tensor, own: _OwnSums) -> Tensor:
+def _sums_below(scores: Tensor, largest: Tensor, own: _OwnSums, kernels: str) -> Tensor:
     """sum(exp(score - largest)) of every row, `largest` being that of all ranks."""
     if own.total is not None:
         return own.total * (own.largest - largest).exp_()
+    if kernels == COMPILED:
+        return compiled(sums_below_formula)(scores, largest)
     total = torch.empty_like(largest)
-    for chunk in row_chunks(*scores.shape):
+    for chunk in fp32_chunks(scores):
         total[chunk] = torch.sub(scores[chunk], largest[chunk, None]).exp_().sum(-1)
     return total
 

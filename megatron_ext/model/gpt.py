@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from megatron.core import parallel_state
@@ -36,6 +37,7 @@ from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.model.shared_heads import SharedHeadsAttention
 from megatron_ext.model.swiglu import swiglu_of
 from megatron_ext.model.te_attention import TransformerEngineAttention
+from megatron_ext.model.weight_gradient import add_weight_gradients_in_products
 from megatron_ext.platform.kernels import ENGINE, NATIVE, TORCH, choose_kernels
 
 
@@ -64,7 +66,7 @@ class PretrainGPT(GPTModel):
 
     def __init__(self, run: RunConfig, true_vocab_size: int, elementwise: str = TORCH, **core: object) -> None:
         super().__init__(**core)
-        self.native_loss = elementwise == NATIVE
+        self.elementwise = elementwise
         self.true_vocab_size = true_vocab_size
         self.embedding_multiplier = run.model.embedding_multiplier
         self.max_z_loss_weight = run.train.max_z_loss_weight
@@ -100,7 +102,7 @@ class PretrainGPT(GPTModel):
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         max_z_weight = self.max_z_loss_weight if self.training else 0.0
         labels, loss_mask = labels.transpose(0, 1), loss_mask.transpose(0, 1)
-        scoring = Scoring(self.pg_collection.tp, max_z_weight, self.native_loss)
+        scoring = Scoring(self.pg_collection.tp, max_z_weight, self.elementwise)
         targets = Targets(labels, loss_mask, self.true_vocab_size, scoring)
         loss, largest = self.output_layer(hidden_states, weight, targets=targets)
         self.largest_logits = largest.transpose(0, 1) if max_z_weight else None
@@ -116,11 +118,11 @@ class PretrainGPT(GPTModel):
         group, labels, self.largest_logits = self.pg_collection.tp, labels.transpose(0, 1), None
         if self.training and self.max_z_loss_weight:
             loss, largest = cross_entropy_with_max_z(
-                logits, labels, self.true_vocab_size, group, self.max_z_loss_weight, self.native_loss
+                logits, labels, self.true_vocab_size, group, self.max_z_loss_weight, self.elementwise
             )
             self.largest_logits = largest.transpose(0, 1)
         else:
-            loss = vocab_parallel_cross_entropy(logits, labels, self.true_vocab_size, group, self.native_loss)
+            loss = vocab_parallel_cross_entropy(logits, labels, self.true_vocab_size, group, self.elementwise)
         return loss.transpose(0, 1).contiguous()
 
 
@@ -136,9 +138,12 @@ def build_model(run: RunConfig, vocab_size: int, device: str) -> list[PretrainGP
         device: `cpu` or `cuda`.
     """
     core = transformer_config(run, device)
+    if device == "cuda":
+        add_weight_gradients_in_products()
     virtual = run.virtual_pipeline_model_parallel_size
     stages: list[int | None] = [None] if virtual is None else list(range(virtual))
-    spec, elementwise = layer_spec(run, device), choose_kernels(device, run.parallel.transformer_impl).elementwise
+    spec = layer_spec(run, device)
+    elementwise = choose_kernels(device, run.parallel.transformer_impl, run.parallel.compile).elementwise
     chunks = [_build_chunk(run, core, spec, vocab_size, stage, elementwise) for stage in stages]
     for chunk in chunks:
         initialize_parameters(chunk, run)
@@ -152,7 +157,7 @@ def layer_spec(run: RunConfig, device: str) -> ModuleSpec:
     kernels = choose_kernels(device, run.parallel.transformer_impl, run.parallel.compile)
     model, norm = run.model, norm_of(run.model, kernels)
     qkv_bias, output_bias, fc1_bias, fc2_bias = model.biased_projections
-    positions = positions_of(run)
+    positions = dataclasses.replace(positions_of(run), kernels=kernels.elementwise)
     ours = positions.alibi or positions.reads_documents
     # Transformer Engine shares a sequence between ranks in half precision only
     shares = run.parallel.context_parallel_size == 1 or run.train.bf16 or run.train.fp16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +12,15 @@ from torch.nn import functional
 
 from megatron_ext.model import native_loss
 from megatron_ext.model.cross_entropy import Scoring, row_statistics, true_columns, write_logit_gradient
-from megatron_ext.model.row_chunks import row_chunks
+from megatron_ext.model.row_chunks import fp32_chunks, row_chunks
+from megatron_ext.model.weight_gradient import add_product
 from megatron_ext.platform.cpu_kernels import fits
+from megatron_ext.platform.kernels import NATIVE
 
-CHUNK_LOGITS = 1 << 24
+CHUNK_LOGITS, GPU_CHUNK_LOGITS = 1 << 24, 1 << 26
 """Logits at a time: few enough to be a small part of a step's memory, so many that the products run at full speed."""
 CHUNK_WEIGHTS = 1 << 22
-"""Elements of the weight's gradient at a time, likewise; what a chunk of tokens adds is still in a CPU's cache."""
+"""Elements of the weight's gradient at a time on a CPU, likewise; what a chunk of tokens adds is still in its cache."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         first, real = true_columns(len(weight), targets.vocab_size, scoring.group)
         true_weight, true_bias = weight[:real], None if bias is None else bias[:real]
         wanted = ctx.needs_input_grad[:3] if with_gradients else (False, False, False)
-        gradients = _Gradients(rows, weight, bias, wanted, scoring.native)
+        gradients = _Gradients(rows, weight, bias, wanted, scoring.kernels)
         losses, largest = (torch.empty(len(rows), device=rows.device) for _ in range(2))
-        for chunk in row_chunks(len(rows), len(weight), CHUNK_LOGITS):  # the same on every rank, padded or not
+        elements = GPU_CHUNK_LOGITS if rows.is_cuda else CHUNK_LOGITS
+        for chunk in row_chunks(len(rows), len(weight), elements):  # the same on every rank, padded or not
             logits = functional.linear(rows[chunk], true_weight, true_bias)
             losses[chunk], largest[chunk], statistics = row_statistics(logits, labels[chunk], first, scoring)
             if any(wanted):
-                write_logit_gradient(logits, logits, statistics, counts[chunk, None], scoring.native)
+                write_logit_gradient(logits, logits, statistics, counts[chunk, None], scoring.kernels)
                 gradients.add(logits, rows[chunk], true_weight, chunk)
         ctx.save_for_backward(counts, *gradients.sums)
-        ctx.dtype, ctx.native = rows.dtype, scoring.native
+        ctx.dtype, ctx.kernels = rows.dtype, scoring.kernels
         ctx.mark_non_differentiable(largest)
         return losses, largest
 
@@ -95,7 +99,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_output, _):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         counts, *sums = ctx.saved_tensors
         factor = common_factor(grad_output, counts)
-        scaled = (None if total is None else _scaled(total, factor, ctx.dtype, ctx.native) for total in sums)
+        scaled = (None if total is None else _scaled(total, factor, ctx.dtype, ctx.kernels) for total in sums)
         return *scaled, None, None
 
 
@@ -103,7 +107,7 @@ class _Gradients:
     """The gradients of hidden states, weight and bias, as far as they are wanted, from more and more tokens."""
 
     def __init__(
-        self, rows: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...], native: bool
+        self, rows: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...], kernels: str
     ) -> None:
         of_rows, of_weight, of_bias = wanted
         # the first tokens are written, the others added: only where there are none at all must there be zeros
@@ -111,7 +115,7 @@ class _Gradients:
         self.of_rows = new(rows) if of_rows else None
         self.of_weight = new(weight, dtype=torch.float32) if of_weight else None
         self.of_bias = torch.zeros_like(bias, dtype=torch.float32) if of_bias and bias is not None else None
-        self.native = native
+        self.kernels = kernels
 
     @property
     def sums(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -125,12 +129,8 @@ class _Gradients:
         if self.of_weight is not None:
             if chunk.start == 0:
                 self.of_weight[columns:] = 0
-            for some in row_chunks(columns, rows.shape[1], CHUNK_WEIGHTS):
-                share, total = of_logits[:, some].T @ rows, self.of_weight[:columns][some]
-                if chunk.start == 0:
-                    total.copy_(share)
-                else:
-                    _add(total, share, self.native)
+            add = _add_product_on_gpu if rows.is_cuda else functools.partial(_add_product, kernels=self.kernels)
+            add(self.of_weight[:columns], of_logits, rows, chunk.start == 0)
         if self.of_bias is not None:
             self.of_bias[:columns] += of_logits.sum(0, dtype=torch.float32)
 
@@ -145,25 +145,42 @@ def common_factor(grad_output: Tensor, counts: Tensor) -> Tensor:
     return torch.where(holds.all(), factor, torch.nan)
 
 
-def _add(total: Tensor, share: Tensor, native: bool) -> None:
+def _add_product_on_gpu(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """Add left^T right, whose sums are fp32 inside a GPU's products, to fp32 `total` without rounding them between."""
+    if first:
+        total.zero_()
+    add_product(total, left.T, right)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool, kernels: str) -> None:
+    """Add left^T right to fp32 `total`; the first product takes the place of what it held."""
+    for some in row_chunks(left.shape[1], right.shape[1], CHUNK_WEIGHTS):
+        share = left[:, some].T @ right
+        if first:
+            total[some].copy_(share)
+        else:
+            _add(total[some], share, kernels)
+
+
+def _add(total: Tensor, share: Tensor, kernels: str) -> None:
     """Add `share`, `[rows, columns]` of any float dtype, to fp32 `total`; no fp32 copy of it exists whole."""
-    if native and fits(share) and share.is_contiguous() and total.is_contiguous():
+    if kernels == NATIVE and fits(share) and share.is_contiguous() and total.is_contiguous():
         native_loss.add(total, share)
         return
-    for some in row_chunks(*share.shape):
+    for some in fp32_chunks(share):
         total[some] += share[some]
 
 
-def _scaled(total: Tensor, factor: Tensor, dtype: torch.dtype, native: bool) -> Tensor:
+def _scaled(total: Tensor, factor: Tensor, dtype: torch.dtype, kernels: str) -> Tensor:
     """Return `total` times `factor` in `dtype`, in the memory of `total`, which is lost; no copy of it exists whole."""
     if total.dtype == dtype:
         return total.mul_(factor)
     given = total.flatten()
     out = given.view(dtype)[: len(given)]
-    for some in row_chunks(len(given), 1):
+    for some in fp32_chunks(given):
         # a chunk's place lies before the numbers that it is made of, but for the first one; that one is PyTorch's,
         # which notes the change, so that a second backward pass is an error
-        if native and some.start and fits(out):
+        if kernels == NATIVE and some.start and fits(out):
             native_loss.scaled(out[some], given[some], float(factor))
         else:
             out[some] = given[some] * factor

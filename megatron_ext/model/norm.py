@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from megatron_ext.config import ModelConfig
+from megatron_ext.platform.compiled import compiled
 from megatron_ext.platform.cpu_kernels import CPU_KERNELS, fits
 from megatron_ext.platform.kernels import APEX, NATIVE, Kernels
 
@@ -41,7 +42,7 @@ class RMSNorm(torch.nn.Module):
     def _function(self, hidden_size: int) -> Callable[..., Tensor]:
         if self.kernels.norm == APEX:
             return _apex("fused_rms_norm_affine", hidden_size)
-        plain = torch.compile(rms_norm_formula) if self.kernels.compiled else rms_norm
+        plain = compiled(rms_norm_formula) if self.kernels.compiled else rms_norm
         return functools.partial(native_rms_norm, otherwise=plain) if self.kernels.norm == NATIVE else plain
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_ext.model.row_chunks import row_chunks
+from megatron_ext.model.row_chunks import fp32_chunks
 
 EPS = 1e-12
 """The least length that a row is divided by."""
@@ -36,7 +36,7 @@ class _NormalizedRows(torch.autograd.Function):
     def forward(ctx, weight):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         out = torch.empty_like(weight, memory_format=torch.contiguous_format)
         lengths = weight.new_empty((len(weight), 1), dtype=torch.float32)
-        for chunk in row_chunks(*weight.shape):
+        for chunk in fp32_chunks(weight):
             rows = weight[chunk].float()
             torch.linalg.vector_norm(rows, dim=-1, keepdim=True, out=lengths[chunk])
             out[chunk] = rows / lengths[chunk].clamp(min=EPS)
@@ -47,7 +47,7 @@ class _NormalizedRows(torch.autograd.Function):
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         weight, lengths = ctx.saved_tensors
         out = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        for chunk in row_chunks(*weight.shape):
+        for chunk in fp32_chunks(weight):
             length = lengths[chunk].clamp(min=EPS)
             direction = weight[chunk] / length
             grad = grad_output[chunk].float()

@@ -8,9 +8,17 @@ import torch
 from torch import Tensor
 
 from megatron_ext.model.rotary_frequencies import Rotary, attention_factor, inverse_frequencies
+from megatron_ext.platform.compiled import compiled
+from megatron_ext.platform.kernels import COMPILED, TORCH
 
 
-def apply_rotary(x: Tensor, rotary: Rotary, positions: Tensor | None = None, length: int | None = None) -> Tensor:
+def apply_rotary(
+    x: Tensor,
+    rotary: Rotary,
+    positions: Tensor | None = None,
+    length: int | None = None,
+    kernels: str = TORCH,
+) -> Tensor:
     """Rotate the first channels of every head of `x` by its position.
 
     Of the D rotated channels, d and d + D/2 form a pair, or 2d and 2d + 1 if interleaved, that is turned by
@@ -22,6 +30,7 @@ def apply_rotary(x: Tensor, rotary: Rotary, positions: Tensor | None = None, len
         positions: int64 `[s, b]`, or `[s, 1]` for all rows, each below `length`; None for 0..s-1 along the first
             dimension.
         length: of the sequence that `x` is a part of; None where it is the whole of it.
+        kernels: whose, PyTorch's or what torch.compile makes, which round the sum of the products alone.
 
     Source: arXiv:2104.09864, equation 34, whose pairs are interleaved; pairs d, d + D/2 as in Llama's Hugging Face
     weights and megatron-core's default.
@@ -30,20 +39,29 @@ def apply_rotary(x: Tensor, rotary: Rotary, positions: Tensor | None = None, len
     cos, sin = rotary_tables(length or x.shape[0], rotated, rotary, x.dtype, x.device)
     if positions is not None:
         cos, sin = (table[positions, 0] for table in (cos, sin))  # [s, b or 1, 1, D/2]
-    return _Rotate.apply(x, cos, sin, rotary.interleaved)
+    return _Rotate.apply(x, cos, sin, rotary.interleaved, compiled(rotated_formula) if kernels == COMPILED else _rotate)
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, cos, sin, interleaved):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def forward(ctx, x, cos, sin, interleaved, rotate):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         ctx.save_for_backward(cos, sin)
-        ctx.interleaved = interleaved
-        return _rotate(x, cos, sin, interleaved)
+        ctx.interleaved, ctx.rotate = interleaved, rotate
+        return rotate(x, cos, sin, interleaved)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
         cos, sin = ctx.saved_tensors
-        return _rotate(grad, cos, -sin, ctx.interleaved), None, None, None
+        return ctx.rotate(grad, cos, -sin, ctx.interleaved), None, None, None, None
+
+
+def rotated_formula(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """What `_rotate` writes into its place piece by piece, as one expression, for torch.compile to make one kernel."""
+    half = cos.shape[-1]
+    turned, rest = x[..., : 2 * half], x[..., 2 * half :]
+    first, second = (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.chunk(2, -1)
+    pair = first * cos - second * sin, second * cos + first * sin
+    return torch.cat([torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1), rest], -1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from megatron_ext.platform.compiled import compiled
 from megatron_ext.platform.cpu_kernels import CPU_KERNELS, fits
-from megatron_ext.platform.kernels import NATIVE, Kernels
+from megatron_ext.platform.kernels import COMPILED, NATIVE, Kernels
 
 
 def swiglu(gate_and_up: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def swiglu(gate_and_up: Tensor) -> Tensor:
 
 def swiglu_of(kernels: Kernels) -> Callable[[Tensor], Tensor]:
     """Return `swiglu` as the kernels that `kernels` names compute it."""
-    plain = torch.compile(swiglu_formula) if kernels.compiled else swiglu
+    plain = compiled(swiglu_formula) if kernels.compiled or kernels.elementwise == COMPILED else swiglu
     # functions proper: megatron-core's build_module would try to instantiate any other callable
     return (lambda x: native_swiglu(x, plain)) if kernels.elementwise == NATIVE else plain
 

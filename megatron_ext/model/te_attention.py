@@ -9,7 +9,6 @@ from torch import Tensor
 
 from megatron_ext.model.attention import Positions
 from megatron_ext.model.context_parallel import context_group, places_of_part
-from megatron_ext.model.rotary import apply_rotary
 
 
 class TransformerEngineAttention(torch.nn.Module):
@@ -39,11 +38,10 @@ class TransformerEngineAttention(torch.nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: object) -> Tensor:
         """Attend; shapes and result as in `CausalAttention.forward`."""
-        if self.positions.rotary is not None:
-            places, length = None, None
-            if self.context is not None:
-                length = self.context.size() * len(query)
-                places = places_of_part(length, self.context.rank(), self.context.size(), query.device)
-            query, key = (apply_rotary(x, self.positions.rotary, places, length) for x in (query, key))
+        places, length = None, None
+        if self.context is not None and self.positions.rotary is not None:
+            length = self.context.size() * len(query)
+            places = places_of_part(length, self.context.rank(), self.context.size(), query.device)
+        query, key = self.positions.turned(query, key, places=places, length=length)
         self.kernel.train(self.training)
         return self.kernel(query, key, value, attention_mask, attn_mask_type=AttnMaskType.causal)

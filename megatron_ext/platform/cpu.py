@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from megatron_ext.errors import ConfigError
+from megatron_ext.platform.interface import local_processes
 
 WRITTEN_FOR = (0, 16)
 """The megatron-core minor version whose CUDA lines were read; another one may hide new ones."""
@@ -52,9 +53,8 @@ class CpuPlatform:
             ConfigError: the installed megatron-core is not the minor version the adapter was written for.
         """
         del local_rank
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         available = len(os.sched_getaffinity(0))
-        torch.set_num_threads(num_threads or max(1, available // local_processes))
+        torch.set_num_threads(num_threads or max(1, available // local_processes()))
         check_megatron_core_version()
         adapt()
         return _CPU

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -21,3 +22,8 @@ class Platform(Protocol):
 
     def peak_memory_bytes(self) -> int:
         """Return the largest memory this process has used on the device (resident set on CPU)."""
+
+
+def local_processes() -> int:
+    """Return how many processes of this run are on this machine, as torchrun tells them; 1 without torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

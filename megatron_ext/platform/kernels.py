@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from megatron_ext.errors import ConfigError
 
 TORCH, ENGINE, APEX, NATIVE = "torch", "TransformerEngine", "Apex", "AVX-512"
+COMPILED = "torch.compile"
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class Kernels:
     Attributes:
         attention: causal attention. Transformer Engine's without ALiBi and isolated documents, which are PyTorch's.
         norm: RMSNorm and LayerNorm. Never Transformer Engine's, whose norms keep a state of their own in checkpoints.
-        elementwise: SwiGLU, RoPE, cross entropy.
+        elementwise: SwiGLU, RoPE, cross entropy; on a GPU what torch.compile makes of them, where Triton is there.
         adam: the update rule of `--optimizer adam`.
-        compiled: whether torch.compile makes RMSNorm and SwiGLU, where none of the above does (`--compile`).
+        compiled: whether torch.compile makes RMSNorm and SwiGLU on a CPU, where none of the above does (`--compile`).
     """
 
     attention: str = TORCH
@@ -32,10 +33,10 @@ class Kernels:
     compiled: bool = False
 
     @classmethod
-    def of(cls, engine: bool, apex: bool) -> Kernels:
+    def of(cls, engine: bool, apex: bool, triton: bool) -> Kernels:
         """The choice on a GPU with these libraries."""
         adam = ENGINE if engine else APEX if apex else TORCH
-        return cls(ENGINE if engine else TORCH, APEX if apex else TORCH, adam=adam)
+        return cls(ENGINE if engine else TORCH, APEX if apex else TORCH, COMPILED if triton else TORCH, adam)
 
     def describe(self) -> str:
         """All of it in one clause."""
@@ -51,14 +52,15 @@ def choose_kernels(device: str, transformer_impl: str | None = None, compiled: b
         device: `cpu` or `cuda`.
         transformer_impl: `--transformer-impl`: local for PyTorch's, transformer_engine to insist on that library;
             None takes what is installed, and on a CPU our own (for bf16, where the machine can run them).
-        compiled: `--compile`.
+        compiled: `--compile`; on a GPU only local is without it.
 
     Raises:
         ConfigError: Transformer Engine was asked for and is not there, or nothing that torch.compile could use.
     """
     if compiled:
         _refuse_without_compiler(device)
-        return replace(choose_kernels(device, transformer_impl), compiled=True)
+        chosen = choose_kernels(device, transformer_impl)
+        return replace(chosen, elementwise=COMPILED) if device == "cuda" else replace(chosen, compiled=True)
     if transformer_impl == "local":
         return Kernels()
     if device != "cuda":
@@ -72,18 +74,23 @@ def choose_kernels(device: str, transformer_impl: str | None = None, compiled: b
             "its torch part, transformer_engine_torch, cannot be found",
             "install requirements/gpu.txt, or leave the flag out",
         )
-    return Kernels.of(engine, has_apex())
+    return Kernels.of(engine, has_apex(), has_triton())
 
 
 def _refuse_without_compiler(device: str) -> None:
     """torch.compile writes C++ for a CPU and Triton for a GPU; what translates these is not part of torch."""
-    if device == "cuda" and importlib.util.find_spec("triton") is None:
+    if device == "cuda" and not has_triton():
         raise ConfigError(
             "--compile needs Triton on a GPU", "it is not installed", "pip install triton, or no --compile"
         )
     names = (os.environ.get("CXX", "c++"), "g++", "clang++")
     if device != "cuda" and not any(map(shutil.which, names)):
         raise ConfigError("--compile needs a C++ compiler on a CPU", f"no {', '.join(names)}", "install g++")
+
+
+def has_triton() -> bool:
+    """Return whether Triton is installed, in which torch.compile writes kernels for a GPU."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def has_transformer_engine() -> bool:
@@ -110,5 +117,6 @@ def describe_kernels(device: str, transformer_impl: str | None = None, compiled:
     """Return in one clause which kernels compute, in place of megatron-core's warnings at import."""
     absent = [] if has_transformer_engine() else [ENGINE]
     absent += [] if has_apex() else ["NVIDIA's Apex"]
+    absent += [] if has_triton() else ["Triton"]
     missing = f" ({', '.join(absent)} not installed)" if absent and device == "cuda" else ""
     return choose_kernels(device, transformer_impl, compiled).describe() + missing

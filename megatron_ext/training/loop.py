@@ -16,7 +16,7 @@ from megatron_ext.data.datasets import DatasetRequest, Datasets, build_datasets
 from megatron_ext.errors import ConfigError, TrainingError
 from megatron_ext.model.counts import padded_vocab_size, parameter_counts
 from megatron_ext.parallel.world import start_world
-from megatron_ext.platform import select_platform
+from megatron_ext.platform import local_processes, select_platform
 from megatron_ext.platform.kernels import describe_kernels
 from megatron_ext.tokenizer.base import Tokenizer
 from megatron_ext.tokenizer.build import build_tokenizer
@@ -47,7 +47,7 @@ def pretrain(resolved: Resolved, started_at: float) -> None:
         MegatronExtError: a mistake of the user's, the same on every rank.
     """
     run = resolved.run.with_values(global_batch_size=resolved.run.global_batch_size)
-    platform = select_platform(run.parallel.device, run.parallel.tensor_model_parallel_size)
+    platform = select_platform(run.parallel.device, run.parallel.tensor_model_parallel_size, local_processes())
     run = run.with_values(device=platform.name)
     check_rules(run)  # again: only now is it known what `--device auto` means
     tokenizer = build_tokenizer(run.data.tokenizer_type, run.data.tokenizer_model, run.model.vocab_size)

@@ -21,4 +21,5 @@ def train_cases(out: Path, processes: int, cases: Sequence[tuple[str, str, str, 
     for first in range(0, len(listed), CASES_IN_A_LAUNCH):
         file = out / f"cases{processes}_{first}.json"
         file.write_text(json.dumps(listed[first : first + CASES_IN_A_LAUNCH]), encoding="utf-8")
-        run_worker("tests.distributed.layouts_worker", processes, [str(file), str(out), str(processes)])
+        on_gpus = "--device cuda" in listed[first]["flags"]
+        run_worker("tests.distributed.layouts_worker", processes, [str(file), str(out), str(processes)], 840.0, on_gpus)

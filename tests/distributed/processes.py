@@ -18,14 +18,20 @@ from unittest import mock
 FORKED = multiprocessing.get_context("forkserver")
 """Ranks are forked from one process that has imported everything: an import is 4.6 s, two cores share those of all."""
 
+SPAWNED = multiprocessing.get_context("spawn")
+"""For GPUs: CUDA does not go on in a fork, and the process to fork from has asked for it."""
+
 FORKED.set_forkserver_preload(["tests.distributed.layouts_worker"])
 
 LAST_WORDS_S = 10.0
 """How long the others may go on after a rank has failed."""
 
 
-def run_worker(module: str, processes: int, arguments: list[str], timeout_s: float = 840.0) -> None:
+def run_worker(
+    module: str, processes: int, arguments: list[str], timeout_s: float = 840.0, on_gpus: bool = False
+) -> None:
     """Call `MODULE.main(*ARGUMENTS)` on every rank and wait; any failure fails the test with all output."""
+    context = SPAWNED if on_gpus else FORKED
     common = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
@@ -35,7 +41,7 @@ def run_worker(module: str, processes: int, arguments: list[str], timeout_s: flo
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / f"rank{rank}" for rank in range(processes)]
         ranks = [
-            FORKED.Process(
+            context.Process(
                 target=run_rank,
                 args=(module, arguments, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, output),
             )

@@ -14,7 +14,7 @@ from megatron_ext.checkpoint.save import training_tensors
 from megatron_ext.config import RunConfig
 from megatron_ext.data.datasets import build_datasets
 from megatron_ext.parallel.world import start_layout
-from megatron_ext.platform.cpu import CpuPlatform
+from megatron_ext.platform import select_platform
 from megatron_ext.tokenizer.build import build_tokenizer
 from megatron_ext.training.components import Components, build_components, gathered_parameters
 from megatron_ext.training.loop import dataset_request
@@ -30,7 +30,7 @@ def started(run: RunConfig) -> Iterator[Components]:
     """Yield a freshly built run in its layout; collective over all ranks."""
     tokenizer = build_tokenizer(run.data.tokenizer_type, run.data.tokenizer_model, run.model.vocab_size)
     datasets = build_datasets(dataset_request(run, tokenizer))
-    with start_layout(run, CpuPlatform()) as world:
+    with start_layout(run, select_platform(run.parallel.device)) as world:
         yield build_components(run, world, tokenizer, datasets)
 
 
@@ -65,7 +65,7 @@ def gathered_state(parts: Components, with_optimizer: bool = False) -> State:
                 shard.key,
                 tuple(shard.global_shape),
                 tuple(shard.global_offset),
-                shard.data.detach().float().numpy().copy(),
+                shard.data.detach().float().cpu().numpy().copy(),
             )
             for shard in shards(parts, with_optimizer)
         ]

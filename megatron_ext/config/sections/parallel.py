@@ -93,8 +93,9 @@ class ParallelConfig(Section):
     )
     compile: bool = knob(
         False,
-        "torch.compile makes RMSNorm and SwiGLU where no other kernels compute them; needs a C++ compiler on a CPU, "
-        "Triton on a GPU, and half a minute at the start",
+        "torch.compile makes RMSNorm and SwiGLU on a CPU where no other kernels compute them; needs a C++ compiler, "
+        "and half a minute at the start. On a GPU SwiGLU, RoPE and losses are compiled anyway where Triton is "
+        "installed, but not with --transformer-impl local, unless this flag is given",
     )
     num_threads: int | None = knob(
         None,

@@ -126,11 +126,11 @@ def test_what_holds_in_every_run(device, chunks):
         "bias_dropout_fusion",
         "apply_rope_fusion",
         "persist_layer_norm",
-        "gradient_accumulation_fusion",
         "cross_entropy_loss_fusion",
         "tp_comm_overlap",
     ):
         assert getattr(core, fusion) is False
+    assert core.gradient_accumulation_fusion is (device == "cuda")
     assert not (core.overlap_p2p_comm and core.batch_p2p_comm)
     if device == "cpu":
         assert not core.overlap_p2p_comm and not core.batch_p2p_comm

@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_ext.model import cross_entropy, linear_cross_entropy, native_loss
 from megatron_ext.model.cross_entropy import RowStatistics, Scoring, row_statistics, write_logit_gradient
 from megatron_ext.platform.cpu_kernels import CPU_KERNELS
+from megatron_ext.platform.kernels import NATIVE, TORCH
 from tests.unit.model.test_cross_entropy import Group, Lockstep, on_ranks
 from tests.unit.model.ulps import assert_rounded, threads
 
@@ -48,8 +49,8 @@ def no_twin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("the twin computes")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cross_entropy, "row_chunks", refused)
-        patch.setattr(linear_cross_entropy, "row_chunks", refused)
+        patch.setattr(cross_entropy, "fp32_chunks", refused)
+        patch.setattr(linear_cross_entropy, "fp32_chunks", refused)
         yield
 
 
@@ -63,9 +64,9 @@ def test_losses_and_gradients_are_those_of_fp64(
     scores, labels, weight = case(columns, stride=columns + stride)
     expected_losses, expected_z, expected = exact(scores, labels, weight, max_z)
     with no_twin(monkeypatch):
-        losses, z, statistics = row_statistics(scores, labels, 0, Scoring(Group(), max_z, native=True))
+        losses, z, statistics = row_statistics(scores, labels, 0, Scoring(Group(), max_z, kernels=NATIVE))
         out = scores if in_place else torch.full_like(scores, float("nan"))
-        write_logit_gradient(out, scores, statistics, weight, native=True)
+        write_logit_gradient(out, scores, statistics, weight, kernels=NATIVE)
     torch.testing.assert_close(losses.double(), expected_losses, rtol=2e-6, atol=2e-6)
     assert z.double().equal(expected_z), "a maximum is exact"
     # beside the label, p - 1 has lost what p has before it: fp32's rounding of 1 (and of the largest logits' slope)
@@ -79,10 +80,10 @@ def test_losses_and_gradients_are_those_of_fp64(
 def test_they_agree_with_their_twins(columns: int, max_z: float):
     scores, labels, weight = case(columns)
     outs = []
-    for native in (False, True):
-        losses, z, statistics = row_statistics(scores, labels, 0, Scoring(Group(), max_z, native))
+    for kernels in (TORCH, NATIVE):
+        losses, z, statistics = row_statistics(scores, labels, 0, Scoring(Group(), max_z, kernels))
         out = torch.empty_like(scores)
-        write_logit_gradient(out, scores, statistics, weight, native)
+        write_logit_gradient(out, scores, statistics, weight, kernels)
         outs.append((losses, z, statistics, out))
     (losses, z, statistics, out), (own_losses, own_z, own_statistics, own_out) = outs
     torch.testing.assert_close(own_losses, losses, rtol=2e-6, atol=2e-6)
@@ -109,8 +110,8 @@ def test_ranks_share_a_vocabulary(tp: int, vocab_size: int, max_z: float, monkey
 
     def rank_work(rank: int) -> tuple[Tensor, Tensor, Tensor]:
         mine = scores[:, rank * width : (rank + 1) * width].clone()
-        found = row_statistics(mine, labels, rank * width, Scoring(Group(rank, tp), max_z, native=True))
-        write_logit_gradient(mine, mine, found[2], weight, native=True)
+        found = row_statistics(mine, labels, rank * width, Scoring(Group(rank, tp), max_z, kernels=NATIVE))
+        write_logit_gradient(mine, mine, found[2], weight, kernels=NATIVE)
         return found[0], found[1], mine
 
     results = on_ranks(rank_work, tp)
@@ -129,9 +130,9 @@ def test_of_equal_logits_the_first_is_the_largest(place: int):
     for labels in (torch.tensor([place, 3]), torch.tensor([99, place])):
         expected = exact(scores, labels, torch.ones(2, 1), 0.0)[2]
         expected[:, place] += 2 * 0.5 * -1.5
-        statistics = row_statistics(scores, labels, 0, Scoring(Group(), 0.5, native=True))[2]
+        statistics = row_statistics(scores, labels, 0, Scoring(Group(), 0.5, kernels=NATIVE))[2]
         out = torch.empty_like(scores)
-        write_logit_gradient(out, scores, statistics, torch.ones(2, 1), native=True)
+        write_logit_gradient(out, scores, statistics, torch.ones(2, 1), kernels=NATIVE)
         assert statistics.place.flatten().tolist() == [place, place]
         assert_rounded(out, expected, 3e-7)
 
@@ -139,14 +140,14 @@ def test_of_equal_logits_the_first_is_the_largest(place: int):
 def test_extreme_logits_and_what_is_no_number():
     inf = float("inf")
     rows = torch.tensor([[1e4, -1e4, 0.0], [-3e38, 3e38, 0.0], [-inf, 1.0, 1.0]]).bfloat16()
-    losses, _, statistics = row_statistics(rows, torch.tensor([1, 1, 1]), 0, Scoring(Group(), native=True))
+    losses, _, statistics = row_statistics(rows, torch.tensor([1, 1, 1]), 0, Scoring(Group(), kernels=NATIVE))
     assert losses.tolist() == [float(rows[0, 0] - rows[0, 1]), 0.0, pytest.approx(0.6931472)]
     out = torch.empty_like(rows)
-    write_logit_gradient(out, rows, statistics, torch.ones(3, 1), native=True)
+    write_logit_gradient(out, rows, statistics, torch.ones(3, 1), kernels=NATIVE)
     assert out.tolist() == [[1.0, -1.0, 0.0], [0.0, 0.0, 0.0], [0.0, -0.5, 0.5]]
     for bad in (torch.tensor([[1.0, inf]]), torch.tensor([[float("nan"), 1.0]]), torch.full((1, 2), -inf)):
         for max_z in (0.0, 0.1):
-            losses, *_ = row_statistics(bad.bfloat16(), torch.tensor([1]), 0, Scoring(Group(), max_z, native=True))
+            losses, *_ = row_statistics(bad.bfloat16(), torch.tensor([1]), 0, Scoring(Group(), max_z, kernels=NATIVE))
             assert losses.isnan().all()
 
 
@@ -155,9 +156,9 @@ def test_the_number_of_threads_changes_no_bit(columns: int):
     scores, labels, weight = case(columns, rows=37)
 
     def run() -> list[Tensor]:
-        losses, _, statistics = row_statistics(scores, labels, 0, Scoring(Group(), 0.02, native=True))
+        losses, _, statistics = row_statistics(scores, labels, 0, Scoring(Group(), 0.02, kernels=NATIVE))
         out = torch.empty_like(scores)
-        write_logit_gradient(out, scores, statistics, weight, native=True)
+        write_logit_gradient(out, scores, statistics, weight, kernels=NATIVE)
         total = torch.ones(scores.shape)
         native_loss.add(total, out)
         native_loss.scaled(out, total, 0.3)
@@ -182,11 +183,11 @@ def test_sums_and_what_is_scaled_in_its_own_memory_are_rounded_once(
     total, share = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator).bfloat16()
     expected = total + share.float()
     with no_twin(monkeypatch):
-        linear_cross_entropy._add(total, share, native=True)
+        linear_cross_entropy._add(total, share, kernels=NATIVE)
     assert total.equal(expected)
-    for native in (True, False):
+    for kernels in (NATIVE, TORCH):
         memory = total.clone()
-        out = linear_cross_entropy._scaled(memory, torch.tensor(0.3), torch.bfloat16, native)
+        out = linear_cross_entropy._scaled(memory, torch.tensor(0.3), torch.bfloat16, kernels)
         assert out.equal((expected * torch.tensor(0.3)).bfloat16()) and out.data_ptr() == memory.data_ptr()
 
 
@@ -195,9 +196,9 @@ def test_what_the_kernels_do_not_take_goes_to_the_twin(what: str, monkeypatch: p
     scores, labels, weight = case(17)
     given = scores.float() if what == "fp32" else scores.t().contiguous().t()
     monkeypatch.setattr(native_loss, "CPU_KERNELS", None)
-    losses, _, statistics = row_statistics(given, labels, 0, Scoring(Group(), native=True))
+    losses, _, statistics = row_statistics(given, labels, 0, Scoring(Group(), kernels=NATIVE))
     out = torch.empty_like(given)
-    write_logit_gradient(out, given, statistics, weight, native=True)
+    write_logit_gradient(out, given, statistics, weight, kernels=NATIVE)
     expected = exact(scores, labels, weight, 0.0)
     torch.testing.assert_close(losses.double(), expected[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(out.double(), expected[2], rtol=8e-3, atol=1e-6)
@@ -209,5 +210,5 @@ def test_they_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch):
     statistics = row_statistics(scores, labels, 0, Scoring(Group()))[2]
     assert isinstance(statistics, RowStatistics)
     write_logit_gradient(scores, scores, statistics, weight)
-    linear_cross_entropy._add(torch.ones(5, 17), scores, native=False)
-    linear_cross_entropy._scaled(torch.ones(5, 17), torch.tensor(0.3), torch.bfloat16, native=False)
+    linear_cross_entropy._add(torch.ones(5, 17), scores, kernels=TORCH)
+    linear_cross_entropy._scaled(torch.ones(5, 17), torch.tensor(0.3), torch.bfloat16, kernels=TORCH)

@@ -39,6 +39,7 @@ def test_name_and_backend_belong_together():
 )
 def test_device_selects_the_platform(device: str, has_cuda: bool, expected: type, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: has_cuda)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert type(select_platform(device)) is expected
 
 
@@ -69,6 +70,7 @@ def test_kernels_start_in_order_where_ranks_share_layers(
         monkeypatch.setenv(MAX_CONNECTIONS, chosen)
     seen: list[str | None] = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: seen.append(os.environ.get(MAX_CONNECTIONS)) or True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     select_platform(device, tensor_ranks)
     assert seen == [expected]
     out = capsys.readouterr().out
@@ -87,3 +89,16 @@ def test_cuda_without_a_cuda_device_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"--device cuda .*no CUDA device.*--device cpu"):
         select_platform("cuda")
+
+
+@pytest.mark.parametrize(("device", "gpus", "refused"), [("auto", 1, True), ("cuda", 1, True), ("auto", 2, False)])
+def test_processes_that_would_share_a_gpu_are_refused(
+    device: str, gpus: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    if not refused:
+        assert type(select_platform(device, local_processes=2)) is CudaPlatform
+        return
+    with pytest.raises(ConfigError, match=r"2 processes .*1 GPU\b.*own.*--nproc-per-node 1, or --device cpu"):
+        select_platform(device, local_processes=2)

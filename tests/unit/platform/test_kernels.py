@@ -11,6 +11,7 @@ from megatron_ext.errors import ConfigError
 from megatron_ext.platform import cpu_kernels, kernels
 from megatron_ext.platform.kernels import (
     APEX,
+    COMPILED,
     ENGINE,
     NATIVE,
     TORCH,
@@ -28,9 +29,10 @@ NVIDIAS = {
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch):
-    def install(engine: bool, apex: bool) -> None:
+    def install(engine: bool, apex: bool, triton: bool = False) -> None:
         monkeypatch.setattr(kernels, "has_transformer_engine", lambda: engine)
         monkeypatch.setattr(kernels, "has_apex", lambda: apex)
+        monkeypatch.setattr(kernels, "has_triton", lambda: triton)
 
     return install
 
@@ -52,6 +54,15 @@ def test_what_is_installed_computes_on_a_gpu(installed, device, flag, engine, ap
     assert choose_kernels(device, flag) == expected
 
 
+def test_a_gpu_runs_what_torch_compile_makes_where_triton_is_there(installed):
+    installed(False, False, triton=True)
+    assert choose_kernels("cuda") == Kernels(elementwise=COMPILED)
+    assert choose_kernels("cuda", "local") == Kernels()
+    assert choose_kernels("cuda", "local", compiled=True) == Kernels(elementwise=COMPILED)
+    assert "SwiGLU, RoPE and losses torch.compile" in describe_kernels("cuda")
+    assert choose_kernels("cpu", "local") == Kernels()
+
+
 def test_a_cpu_runs_our_kernels_where_it_can(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cpu_kernels, "CPU_KERNELS", object())
     assert choose_kernels("cpu") == Kernels(attention=NATIVE, norm=NATIVE, elementwise=NATIVE, adam=TORCH)
@@ -69,10 +80,13 @@ def test_a_library_that_is_asked_for_must_be_there(installed):
 def test_the_log_names_every_choice_and_what_is_missing(installed):
     installed(False, False)
     chosen = "attention torch, norms torch, Adam torch"
-    assert describe_kernels("cuda") == f"{chosen} (TransformerEngine, NVIDIA's Apex not installed)"
+    assert describe_kernels("cuda") == f"{chosen} (TransformerEngine, NVIDIA's Apex, Triton not installed)"
     assert describe_kernels("cpu", "local") == chosen
     installed(True, True)
-    assert describe_kernels("cuda") == "attention TransformerEngine, norms Apex, Adam TransformerEngine"
+    assert (
+        describe_kernels("cuda").removesuffix(" (Triton not installed)")
+        == "attention TransformerEngine, norms Apex, Adam TransformerEngine"
+    )
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,12 @@ def test_both_training_commands_resolve_and_the_first_stops_half_way(
     assert first.optim == second.optim
 
 
+@pytest.mark.parametrize(("gpus", "on_cpu"), [(0, False), (1, True), (2, True), (4, False)])
+def test_training_is_on_the_cpu_where_not_every_process_has_a_gpu(gpus: int, on_cpu: bool):
+    lines = [step.line for step in demo.plan(Path("demo"), demo.QUICK, gpus) if "pretrain_gpt.py" in step.line]
+    assert [line.count("--device cpu") for line in lines] == [int(on_cpu)] * 2
+
+
 def test_every_script_of_the_demo_exists_and_knows_its_flags(repo_root: Path):
     for step in demo.plan(Path("demo"), demo.FULL):
         scripts = [word for word in shlex.split(step.line) if word.endswith(".py")]
@@ -68,7 +74,7 @@ def test_a_folder_of_an_earlier_demo_is_emptied(tmp_path: Path):
 def test_a_failing_step_ends_the_demo_with_its_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     python = shlex.quote(sys.executable)
     lines = [f"{python} -c 'raise SystemExit(3)'", f'{python} -c \'open("{tmp_path}/ran", "w")\'']
-    monkeypatch.setattr(demo, "plan", lambda out, size: [demo.Step(line[-9:], line) for line in lines])
+    monkeypatch.setattr(demo, "plan", lambda out, size, gpus: [demo.Step(line[-9:], line) for line in lines])
     assert demo.main(["--out", str(tmp_path / "out")]) == 3
     assert not (tmp_path / "ran").exists()
     assert "step 1" in capsys.readouterr().err

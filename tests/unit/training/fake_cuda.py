@@ -111,6 +111,8 @@ DRIVER: dict[str, Callable[..., Any]] = {
     "megatron.core.tensor_parallel.random._get_cuda_rng_state": lambda *_, **__: _STATE,
     "megatron.core.tensor_parallel.random._set_cuda_rng_state": lambda *_, **__: None,
     "torch.nn.Module.cuda": module_to_cuda,
+    # torch.compile cannot be asked for a kernel from inside FakeTensorMode
+    "megatron_ext.platform.kernels.has_triton": lambda: False,
 }
 
 
@@ -139,22 +141,24 @@ _KEPT: list[Any] = []
 
 
 def answer_as_a_cuda_build() -> None:
-    """Let a CPU build of torch run autograd over fake CUDA tensors; nothing to do on a CUDA build, or twice.
+    """Let torch without a GPU, of either build, run autograd over fake CUDA tensors; nothing to do twice.
 
     FakeTensorMode puts a guard that does nothing in the place of CUDA's device guard if that exists and counts no
-    devices, as in a CUDA build. So one is registered whose every function answers 0. The engine then asks the hooks
-    of CUDA whether it was built and whether a device is in use; those two of their virtual functions answer yes.
+    devices, as in a CUDA build. So in a CPU build one is registered whose every function answers 0. The engine then
+    asks the hooks of CUDA whether it was built and whether a device is in use; those two of their virtual functions
+    answer yes.
     """
-    if torch.backends.cuda.is_built() or _KEPT:
+    if torch.cuda.is_available() or _KEPT:
         return
     libraries = Path(torch.__file__).parent / "lib"
     c10, aten = (ctypes.CDLL(str(libraries / name)) for name in ("libc10.so", "libtorch_cpu.so"))
     zero, yes = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0), ctypes.CFUNCTYPE(ctypes.c_bool)(lambda: True)
     functions = (ctypes.c_void_p * 64)(*[_address(zero)] * 64)
     guard = ctypes.c_void_p(ctypes.addressof(functions))
-    register = c10._ZN3c104impl19registerDeviceGuardENS_10DeviceTypeEPKNS0_24DeviceGuardImplInterfaceE
-    register.argtypes = [ctypes.c_int8, ctypes.c_void_p]
-    register(CUDA, ctypes.addressof(guard))
+    if not torch.backends.cuda.is_built():
+        register = c10._ZN3c104impl19registerDeviceGuardENS_10DeviceTypeEPKNS0_24DeviceGuardImplInterfaceE
+        register.argtypes = [ctypes.c_int8, ctypes.c_void_p]
+        register(CUDA, ctypes.addressof(guard))
 
     get_hooks = aten._ZN2at6detail12getCUDAHooksEv
     get_hooks.restype = ctypes.c_void_p
