@@ -89,7 +89,7 @@ def ours(run: Any, world: Any, tokens: Any, vocab_size: int) -> tuple[Any, Side]
 
 
 def megatron_local(run: Any, world: Any, tokens: Any, weights: dict[str, Any]) -> Side:
-    """megatron-core's GPTModel with its own local layer spec, on the same adapter and optimizer, without our kernels."""
+    """megatron-core's GPTModel with its own local layer spec, on our adapter and optimizer, without our kernels."""
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
