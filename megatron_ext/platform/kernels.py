@@ -81,7 +81,9 @@ def _refuse_without_compiler(device: str) -> None:
     """torch.compile writes C++ for a CPU and Triton for a GPU; what translates these is not part of torch."""
     if device == "cuda" and not has_triton():
         raise ConfigError(
-            "--compile needs Triton on a GPU", "it is not installed", "pip install triton, or no --compile"
+            "--compile needs Triton and a C compiler on a GPU",
+            "not both are there",
+            "pip install triton, install gcc, or leave the flag out",
         )
     names = (os.environ.get("CXX", "c++"), "g++", "clang++")
     if device != "cuda" and not any(map(shutil.which, names)):
@@ -89,8 +91,9 @@ def _refuse_without_compiler(device: str) -> None:
 
 
 def has_triton() -> bool:
-    """Return whether Triton is installed, in which torch.compile writes kernels for a GPU."""
-    return importlib.util.find_spec("triton") is not None
+    """Return whether Triton is there, in which torch.compile writes kernels for a GPU, and the C compiler it calls."""
+    names = (os.environ.get("CC", "cc"), "gcc", "clang")
+    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, names))
 
 
 def has_transformer_engine() -> bool:
@@ -117,6 +120,6 @@ def describe_kernels(device: str, transformer_impl: str | None = None, compiled:
     """Return in one clause which kernels compute, in place of megatron-core's warnings at import."""
     absent = [] if has_transformer_engine() else [ENGINE]
     absent += [] if has_apex() else ["NVIDIA's Apex"]
-    absent += [] if has_triton() else ["Triton"]
+    absent += [] if has_triton() else ["Triton or a C compiler"]
     missing = f" ({', '.join(absent)} not installed)" if absent and device == "cuda" else ""
     return choose_kernels(device, transformer_impl, compiled).describe() + missing

@@ -63,6 +63,14 @@ def test_a_gpu_runs_what_torch_compile_makes_where_triton_is_there(installed):
     assert choose_kernels("cpu", "local") == Kernels()
 
 
+def test_triton_is_of_no_use_without_a_c_compiler(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == "triton" else None)
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: name if name == "clang" else None)
+    assert kernels.has_triton()
+    monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
+    assert not kernels.has_triton()
+
+
 def test_a_cpu_runs_our_kernels_where_it_can(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cpu_kernels, "CPU_KERNELS", object())
     assert choose_kernels("cpu") == Kernels(attention=NATIVE, norm=NATIVE, elementwise=NATIVE, adam=TORCH)
@@ -80,11 +88,13 @@ def test_a_library_that_is_asked_for_must_be_there(installed):
 def test_the_log_names_every_choice_and_what_is_missing(installed):
     installed(False, False)
     chosen = "attention torch, norms torch, Adam torch"
-    assert describe_kernels("cuda") == f"{chosen} (TransformerEngine, NVIDIA's Apex, Triton not installed)"
+    assert (
+        describe_kernels("cuda") == f"{chosen} (TransformerEngine, NVIDIA's Apex, Triton or a C compiler not installed)"
+    )
     assert describe_kernels("cpu", "local") == chosen
     installed(True, True)
     assert (
-        describe_kernels("cuda").removesuffix(" (Triton not installed)")
+        describe_kernels("cuda").removesuffix(" (Triton or a C compiler not installed)")
         == "attention TransformerEngine, norms Apex, Adam TransformerEngine"
     )
 
