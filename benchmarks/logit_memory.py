@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ from benchmarks.sides.step_sides import (
     run_of,
     transformers_side,
 )
-from benchmarks.sides.workers import Answer, Workers, serve, take_stdout
+from benchmarks.sides.workers import Answer, Workers, serve, take_stdout, timed
 
 SIDES = {"fused": "{fused}", "unfused": "{unfused}", "transformers": ""}
 """Side -> flags of the run."""
@@ -68,8 +67,8 @@ def main() -> None:
         losses = refuse_different_steps(outcomes, names[0])
         # before anything else, so that the peak over all steps is that of plain steps
         memory = {name: ask(name, f"memory {options.check}") for name in names}
-        clocks = {name: lambda index, name=name: ask(name, f"step {index}")["seconds"] for name in names}
-        seconds = in_turns(clocks, options.rounds, options.check + 2)  # type: ignore[arg-type]
+        clocks = {name: sides[name].seconds_of for name in names}
+        seconds = in_turns(clocks, options.rounds, options.check + 2)
     first = names[0]
     line = {
         "benchmark": "logit_memory",
@@ -130,11 +129,6 @@ def work_as(options: argparse.Namespace) -> None:
         before = memory_mib("VmRSS")
         restart_peak()
 
-        def timed_step(index: int) -> Answer:
-            started = time.perf_counter()
-            outcome = side.step(index)
-            return {"seconds": time.perf_counter() - started, "outcome": outcome}
-
         def memory(index: int) -> Answer:
             of_run = memory_mib("VmHWM") - before
             allocated, returned = allocated_and_returned(side, index, options.vocab)
@@ -146,7 +140,7 @@ def work_as(options: argparse.Namespace) -> None:
                 "rss_of_run": round(of_run, 1),
             }
 
-        serve(answers, {"step": timed_step, "memory": memory})
+        serve(answers, {"step": timed(side.step), "memory": memory})
 
 
 def built(options: argparse.Namespace, run: Any, world: Any, tokens: Any) -> Side:

@@ -3,7 +3,7 @@
 
 Sides: one process; tensor parallelism 2; data parallelism 2, one of the two samples each. 58 M parameters in Llama's
 shape, 2 x 1024 tokens a step, bf16, the same weights and samples; losses and gradient norms of the first steps are
-compared before any time counts. All processes stay alive and take turns, those of other sides idle meanwhile.
+compared before any time counts. All processes stay alive and take turns of two steps, of which the second counts.
 `ratio` is tokens/s over those of one process, round by round. A step of a side ends with its last process.
 `collectives` is one profiled step of rank 0 under tensor parallelism: what goes through gloo, by kind and bytes, and
 the share of the step during which it communicates, and during which it does nothing else. The profiler slows
@@ -25,14 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.sides.rounds import in_turns, load_average, machine, ratios, refuse_different_steps, spread
 from benchmarks.sides.step_sides import LLAMA, SHAPE, connected, ours, random_tokens, run_of
-from benchmarks.sides.workers import Answer, Workers, serve, take_stdout
+from benchmarks.sides.workers import Answer, Workers, serve, take_stdout, timed
 
 VOCAB_SIZE = 32000
 ONE = "1 process"
 SIDES = {ONE: (1, ""), "TP 2": (2, "--tensor-model-parallel-size 2 {tp_flags}"), "DP 2": (2, "{dp_flags}")}
 """Side -> processes, and more flags of its run."""
-PAUSE = 0.2
-"""Seconds before a step, in which the threads of the side before stop spinning."""
 
 
 def main() -> None:
@@ -50,8 +48,7 @@ def main() -> None:
         checks = {name: [side.ask(f"step {index}") for index in range(options.check)] for name, side in sides.items()}
         outcomes = {name: [tuple(answers[-1]["outcome"]) for answers in steps] for name, steps in checks.items()}
         losses = refuse_different_steps(outcomes, ONE)
-        clocks = {name: lambda index, side=side: seconds_of(side, index) for name, side in sides.items()}
-        seconds = in_turns(clocks, options.rounds, options.check)  # type: ignore[arg-type]
+        seconds = in_turns({name: side.seconds_of for name, side in sides.items()}, options.rounds, options.check)
         profile = sides["TP 2"].ask(f"profile {options.check + options.rounds}")[0]
     tokens = LLAMA["sequences"] * options.seq
     line = {
@@ -97,12 +94,6 @@ def start(name: str, options: argparse.Namespace) -> Workers:
     return Workers(command, processes, threads=2 // processes)
 
 
-def seconds_of(side: Workers, index: int) -> float:
-    """Seconds of a step until the last process has made it."""
-    time.sleep(PAUSE)
-    return max(answer["seconds"] for answer in side.ask(f"step {index}"))
-
-
 def work_as(options: argparse.Namespace) -> None:
     """One process of a side: steps and a profile on demand."""
     answers = take_stdout()
@@ -113,13 +104,7 @@ def work_as(options: argparse.Namespace) -> None:
     tokens = random_tokens(VOCAB_SIZE, shape)
     with connected(run) as world:
         step = ours(run, world, tokens, VOCAB_SIZE)[1].step
-
-        def timed_step(index: int) -> Answer:
-            started = time.perf_counter()
-            outcome = step(index)
-            return {"seconds": time.perf_counter() - started, "outcome": outcome}
-
-        serve(answers, {"step": timed_step, "profile": lambda index: profile_of(step, index)})
+        serve(answers, {"step": timed(step), "profile": lambda index: profile_of(step, index)})
 
 
 def profile_of(step: Any, index: int) -> Answer:

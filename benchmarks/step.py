@@ -3,11 +3,11 @@
 
 `step`: this project, transformers (eager, compiled), megatron-core's local spec. On a CPU 58 M parameters in Llama's
 shape, 2 x 1024 tokens; with `--device cuda` 0.94 10^9, 4 x 2048; bf16 compute. Every side is a process of its own, as
-its users start it; all stay alive and take turns, the others idle meanwhile. They start from the same weights and see
-the same tokens; losses and gradient norms of the first steps are compared before any time counts. `ratio` is theirs
-over ours in seconds, round by round: above 1 we are faster. In the same rounds stand the bf16 matrix products of the
-model's own shapes (forward, both gradients; qkv, proj, fc1, fc2, output layer; as often as a step has them; operands
-warm). `share_of_products` is a side's model FLOP/s over theirs, where model FLOPs are those of
+its users start it; all stay alive and take turns of two steps, of which the second counts. They start from the same
+weights and see the same tokens; losses and gradient norms of the first steps are compared before any time counts.
+`ratio` is theirs over ours in seconds, round by round: above 1 we are faster. In the same rounds stand the bf16 matrix
+products of the model's own shapes (forward, both gradients; qkv, proj, fc1, fc2, output layer; as often as a step has
+them; operands warm). `share_of_products` is a side's model FLOP/s over theirs, where model FLOPs are those of
 `megatron_ext/training/flops.py`: projections, causal attention, logits; no norms, no optimizer. One large square
 product in bf16 and in fp32 stands beside it as the peak of the library. On a GPU `peak_mib` is the most memory that
 torch has held for a side, which includes the fp32 master weights that transformers' side does without.
@@ -54,7 +54,7 @@ from benchmarks.sides.step_sides import (
     random_tokens,
     run_of,
 )
-from benchmarks.sides.workers import Answer, Workers, serve, take_stdout
+from benchmarks.sides.workers import PAUSE, Answer, Workers, serve, take_stdout, timed
 
 VOCAB_SIZE = 32000
 OURS, PRODUCTS = "ours", "products"
@@ -66,8 +66,6 @@ ALIBI = {
 POSITIONS = ("alibi", "rope")
 NEAR = 0.02
 """Of losses with different positions, relatively: at the beginning all are near log(vocabulary)."""
-PAUSE = 0.2
-"""Seconds before a step, in which the threads of the side before stop spinning."""
 
 
 def main() -> None:
@@ -122,7 +120,7 @@ def step_case(options: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         sides = started(stack, [*names, PRODUCTS], "step", options)
         losses = refuse_different_steps(first_steps(sides, names, options.check), OURS)
-        work = {name: clock_of(sides[name]) for name in names}
+        work = {name: sides[name].seconds_of for name in names}
         rates = {name: rate_clock(sides[PRODUCTS], number) for number, name in enumerate(product_sets(options, shape))}
         results = in_turns(work | rates, options.rounds, options.check)
         peaks = {name: sides[name].ask("memory")[0]["peak_mib"] for name in names}
@@ -149,7 +147,7 @@ def alibi_case(options: argparse.Namespace, case: str) -> dict[str, Any]:
         outcomes = first_steps(sides, POSITIONS, options.check)
         losses = {name: [round(loss, 4) for loss, _ in steps] for name, steps in outcomes.items()}
         refuse_different(losses, "rope", "loss", NEAR)
-        seconds = in_turns({name: clock_of(side) for name, side in sides.items()}, options.rounds, options.check)
+        seconds = in_turns({name: side.seconds_of for name, side in sides.items()}, options.rounds, options.check)
     tokens = shape["sequences"] * shape["seq"]
     rates = {name: [tokens / value for value in values] for name, values in seconds.items()}
     return {
@@ -183,17 +181,6 @@ def first_steps(sides: dict[str, Workers], names: Iterable[str], count: int) -> 
     return {name: [tuple(sides[name].ask(f"step {i}")[0]["outcome"]) for i in range(count)] for name in names}  # type: ignore[misc]
 
 
-def clock_of(side: Workers) -> Callable[[int], float]:
-    """Seconds of a side's step, right after one that is not counted: the others have had the caches meanwhile."""
-
-    def seconds(index: int) -> float:
-        time.sleep(PAUSE)
-        side.ask(f"step {index}")
-        return float(side.ask(f"step {index}")[0]["seconds"])
-
-    return seconds
-
-
 def rate_clock(side: Workers, number: int) -> Callable[[int], float]:
     """The rate of a set of products."""
 
@@ -223,17 +210,11 @@ def work_as(options: argparse.Namespace, case: str) -> None:
     with connected(run) as world:
         side = built(options.side, run, world, tokens)
 
-        def timed_step(index: int) -> Answer:
-            begun = time.perf_counter()
-            outcome = side.step(index)
-            wait()
-            return {"seconds": time.perf_counter() - begun, "outcome": outcome}
-
         def memory(_: int) -> Answer:
             held = torch.cuda.max_memory_allocated() if options.device == "cuda" else 0
             return {"peak_mib": round(held / 2**20)}
 
-        serve(answers, {"step": timed_step, "memory": memory})
+        serve(answers, {"step": timed(side.step, wait), "memory": memory})
 
 
 def built(name: str, run: Any, world: Any, tokens: Any) -> Side:

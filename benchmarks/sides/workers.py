@@ -12,12 +12,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 Answer = dict[str, Any]
+PAUSE = 0.2
+"""Seconds before anything that is timed, in which the threads of the side before stop spinning."""
 
 
 class Workers:
@@ -63,6 +66,15 @@ class Workers:
             self._fail()
         return [self._answer(rank) for rank in self._ranks]
 
+    def seconds_of(self, index: int) -> float:
+        """Seconds of a step until the last process has made it, right after one that is not counted.
+
+        While a process waits the kernel takes pages from it, and others have the caches; its users' do not wait.
+        """
+        time.sleep(PAUSE)
+        self.ask(f"step {index}")
+        return max(float(answer["seconds"]) for answer in self.ask(f"step {index}"))
+
     def end(self) -> None:
         """Let the processes end; those that have not within some seconds are killed."""
         for rank in self._ranks:
@@ -96,6 +108,23 @@ def take_stdout() -> TextIO:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
+
+
+def timed(step: Callable[[int], Any], wait: Callable[[], object] = lambda: None) -> Callable[[int], Answer]:
+    """What a worker answers to "step": its seconds, and what it returned.
+
+    Args:
+        step: on the batch of an index.
+        wait: for the device, where it goes on after the call.
+    """
+
+    def timed_step(index: int) -> Answer:
+        started = time.perf_counter()
+        outcome = step(index)
+        wait()
+        return {"seconds": time.perf_counter() - started, "outcome": outcome}
+
+    return timed_step
 
 
 def serve(answers: TextIO, words: dict[str, Callable[[int], Answer]]) -> None:

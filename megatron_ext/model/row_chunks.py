@@ -10,8 +10,6 @@ CHUNK_ELEMENTS = 1 << 20
 """Elements turned to fp32 at a time on a CPU (4 MiB): they stay in the cache."""
 GPU_CHUNK_ELEMENTS = 1 << 26
 """The same on a GPU (256 MiB), where every chunk is kernels to start."""
-
-
 BLOCK_ROWS = 64
 """Matrix products cut their rows into blocks of so many or a divisor: 512 rows are 7 % faster a row than 524."""
 

@@ -216,8 +216,10 @@ def transformer_engine_needs_a_gpu(run: RunConfig) -> str | None:
 
 @rule()
 def compiling_needs_something_to_compile(run: RunConfig) -> str | None:
-    """LayerNorm and GELU are single kernels of PyTorch's already."""
-    if not run.parallel.compile or run.model.normalization == "RMSNorm" or run.model.swiglu:
+    """LayerNorm and GELU are single kernels of PyTorch's already; on a GPU losses are compiled too."""
+    if not run.parallel.compile or run.parallel.device != "cpu":
+        return None
+    if run.model.normalization == "RMSNorm" or run.model.swiglu:
         return None
     return without_effect(run, "compile", "without --normalization RMSNorm or --swiglu")
 

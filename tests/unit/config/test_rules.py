@@ -124,6 +124,13 @@ def test_further_bad_cases(change, name):
     assert name in failures(BASE.with_values(**change))
 
 
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_losses_are_compiled_on_a_gpu_whatever_the_layers_are(device):
+    """What `auto` means is not known yet when the rules are asked first."""
+    change = {"compile": True, "swiglu": False, "normalization": "LayerNorm", "device": device}
+    assert "compiling_needs_something_to_compile" not in failures(BASE.with_values(**change))
+
+
 @pytest.mark.parametrize("kind", ["learned_absolute", "rope", "alibi", "none"])
 def test_both_resets_together_are_megatrons_usual_pair_whatever_the_positions(kind):
     pair = {"reset_position_ids": True, "reset_attention_mask": True}
