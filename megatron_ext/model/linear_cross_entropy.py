@@ -19,6 +19,8 @@ from megatron_ext.platform.kernels import NATIVE
 
 CHUNK_LOGITS, GPU_CHUNK_LOGITS = 1 << 24, 1 << 26
 """Logits at a time: few enough to be a small part of a step's memory, so many that the products run at full speed."""
+CHUNK_TOKENS = 256
+"""But logits of so many tokens: for every chunk the sum of the weight's gradient goes through memory once."""
 CHUNK_WEIGHTS = 1 << 22
 """Elements of the weight's gradient at a time on a CPU, likewise; what a chunk of tokens adds is still in its cache."""
 
@@ -82,9 +84,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3] if with_gradients else (False, False, False)
         gradients = _Gradients(rows, weight, bias, wanted, scoring.kernels)
         losses, largest = (torch.empty(len(rows), device=rows.device) for _ in range(2))
-        elements = GPU_CHUNK_LOGITS if rows.is_cuda else CHUNK_LOGITS
+        elements = max(GPU_CHUNK_LOGITS if rows.is_cuda else CHUNK_LOGITS, CHUNK_TOKENS * len(weight))
+        memory = None
         for chunk in row_chunks(len(rows), len(weight), elements):  # the same on every rank, padded or not
-            logits = functional.linear(rows[chunk], true_weight, true_bias)
+            logits = memory = _logits(rows[chunk], true_weight, true_bias, memory)
             losses[chunk], largest[chunk], statistics = row_statistics(logits, labels[chunk], first, scoring)
             if any(wanted):
                 write_logit_gradient(logits, logits, statistics, counts[chunk, None], scoring.kernels)
@@ -101,6 +104,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         factor = common_factor(grad_output, counts)
         scaled = (None if total is None else _scaled(total, factor, ctx.dtype, ctx.kernels) for total in sums)
         return *scaled, None, None
+
+
+def _logits(rows: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor | None) -> Tensor:
+    """Return rows @ weight^T + bias in `memory`, the logits of as many tokens or more; in new memory if it is None.
+
+    One memory for all chunks: fresh pages from the system, zeros first, cost up to a third of the product.
+    """
+    if memory is None:
+        return functional.linear(rows, weight, bias)
+    out = memory[: len(rows)]
+    return torch.mm(rows, weight.T, out=out) if bias is None else torch.addmm(bias, rows, weight.T, out=out)
 
 
 class _Gradients:
@@ -155,20 +169,22 @@ def _add_product_on_gpu(total: Tensor, left: Tensor, right: Tensor, first: bool)
 def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool, kernels: str) -> None:
     """Add left^T right to fp32 `total`; the first product takes the place of what it held."""
     for some in row_chunks(left.shape[1], right.shape[1], CHUNK_WEIGHTS):
-        share = left[:, some].T @ right
-        if first:
-            total[some].copy_(share)
-        else:
-            _add(total[some], share, kernels)
+        # no name for the share, which would keep it until the next one is there
+        _add(total[some], left[:, some].T @ right, first, kernels)
 
 
-def _add(total: Tensor, share: Tensor, kernels: str) -> None:
-    """Add `share`, `[rows, columns]` of any float dtype, to fp32 `total`; no fp32 copy of it exists whole."""
-    if kernels == NATIVE and fits(share) and share.is_contiguous() and total.is_contiguous():
+def _add(total: Tensor, share: Tensor, first: bool, kernels: str) -> None:
+    """Add `share`, `[rows, columns]` of any float dtype, to fp32 `total`, or let it take its place.
+
+    No fp32 copy of it exists whole.
+    """
+    if first:
+        total.copy_(share)
+    elif kernels == NATIVE and fits(share) and share.is_contiguous() and total.is_contiguous():
         native_loss.add(total, share)
-        return
-    for some in fp32_chunks(share):
-        total[some] += share[some]
+    else:
+        for some in fp32_chunks(share):
+            total[some] += share[some]
 
 
 def _scaled(total: Tensor, factor: Tensor, dtype: torch.dtype, kernels: str) -> Tensor:

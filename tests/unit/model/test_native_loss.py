@@ -183,7 +183,7 @@ def test_sums_and_what_is_scaled_in_its_own_memory_are_rounded_once(
     total, share = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator).bfloat16()
     expected = total + share.float()
     with no_twin(monkeypatch):
-        linear_cross_entropy._add(total, share, kernels=NATIVE)
+        linear_cross_entropy._add(total, share, first=False, kernels=NATIVE)
     assert total.equal(expected)
     for kernels in (NATIVE, TORCH):
         memory = total.clone()
@@ -210,5 +210,5 @@ def test_they_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch):
     statistics = row_statistics(scores, labels, 0, Scoring(Group()))[2]
     assert isinstance(statistics, RowStatistics)
     write_logit_gradient(scores, scores, statistics, weight)
-    linear_cross_entropy._add(torch.ones(5, 17), scores, kernels=TORCH)
+    linear_cross_entropy._add(torch.ones(5, 17), scores, first=False, kernels=TORCH)
     linear_cross_entropy._scaled(torch.ones(5, 17), torch.tensor(0.3), torch.bfloat16, kernels=TORCH)
