@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
+import torch
+
 FORKED = multiprocessing.get_context("forkserver")
 """Ranks are forked from one process that has imported everything: an import is 4.6 s, two cores share those of all."""
 
@@ -32,18 +34,14 @@ def run_worker(
 ) -> None:
     """Call `MODULE.main(*ARGUMENTS)` on every rank and wait; any failure fails the test with all output."""
     context = SPAWNED if on_gpus else FORKED
-    common = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-    }
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    alone = on_gpus and processes > torch.cuda.device_count()
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / f"rank{rank}" for rank in range(processes)]
         ranks = [
             context.Process(
                 target=run_rank,
-                args=(module, arguments, common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, output),
+                args=(module, arguments, common | place(rank, processes, alone), output),
             )
             for rank, output in enumerate(outputs)
         ]
@@ -59,6 +57,18 @@ def run_worker(
                 process.join()
         report = "\n".join(f"--- rank {rank}\n{output.read_text()[-3000:]}" for rank, output in enumerate(outputs))
     assert all(process.exitcode == 0 for process in ranks), report
+
+
+def place(rank: int, processes: int, alone: bool) -> dict[str, str]:
+    """Where RANK is told it runs; ALONE: on a machine of its own, as ranks that share a GPU must say to NCCL.
+
+    NCCL refuses two ranks of one machine on one GPU; as machines they talk through sockets.
+    """
+    if alone:
+        name = f"rank{rank}"
+        nccl = {"NCCL_HOSTID": name, "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
+        return {"RANK": str(rank), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", **nccl}
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
 
 
 def run_rank(module: str, arguments: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
