@@ -63,9 +63,9 @@ _REASONS: tuple[tuple[str, str], ...] = (
     ("random generators are the project's own", "--te-rng-tracker --inference-rng-tracker"),
     # Kernels
     (
-        "there are no fused kernels to choose: attention runs on PyTorch's scaled-dot-product kernels",
+        "kernels are chosen for all places together, by --transformer-impl; local takes PyTorch's own",
         "--no-masked-softmax-fusion --no-bias-gelu-fusion --no-bias-swiglu-fusion --no-bias-dropout-fusion "
-        "--no-rope-fusion --no-persist-layer-norm --no-gradient-accumulation-fusion --cross-entropy-fusion-impl "
+        "--no-rope-fusion --no-persist-layer-norm --cross-entropy-fusion-impl "
         "--fp16-lm-cross-entropy --no-gradient-reduce-div-fusion --disable-bf16-reduced-precision-matmul",
     ),
     (

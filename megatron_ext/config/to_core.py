@@ -229,7 +229,7 @@ def _computation(run: RunConfig, device: str) -> dict[str, Any]:
         "masked_softmax_fusion": False,
         "bias_dropout_fusion": False,
         "apply_rope_fusion": False,
-        "gradient_accumulation_fusion": device == "cuda",
+        "gradient_accumulation_fusion": device == "cuda" and train.gradient_accumulation_fusion,
         "persist_layer_norm": False,
         "cross_entropy_loss_fusion": False,
         "transformer_impl": "local",

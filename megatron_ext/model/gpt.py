@@ -138,7 +138,7 @@ def build_model(run: RunConfig, vocab_size: int, device: str) -> list[PretrainGP
         device: `cpu` or `cuda`.
     """
     core = transformer_config(run, device)
-    if device == "cuda":
+    if core.gradient_accumulation_fusion:
         add_weight_gradients_in_products()
     virtual = run.virtual_pipeline_model_parallel_size
     stages: list[int | None] = [None] if virtual is None else list(range(virtual))

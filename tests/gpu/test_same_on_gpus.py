@@ -23,7 +23,8 @@ LONGER = 30
 HALF = {
     "bf16": "--bf16",
     "bf16, logits whole": "--bf16 --no-cross-entropy-loss-fusion",
-    "bf16, compiled": "--bf16 --compile",
+    "bf16, gradients added apart": "--bf16 --no-gradient-accumulation-fusion",
+    "bf16, local": "--bf16 --transformer-impl local",
     "fp16": "--fp16 --loss-scale 128",
 }
 LAYOUTS_OF_GPUS = {2: LAYOUTS[2], 4: {**LAYOUTS[4], **CP4}}
@@ -51,7 +52,7 @@ def test_a_gpu_computes_what_a_cpu_does(models: Path, model: str):
 
 
 def test_half_precision_learns_what_fp32_learns(data: Path):
-    """The curve of fp32 on the same GPU, but for rounding; --compile and whole logits change no more than that."""
+    """The curve of fp32 on the same GPU, but for rounding; switches of fast paths change no more than that."""
     kinds = {"fp32": "", **HALF}
     train_cases(data, 1, [(kind, "rope", f"{BATCH} {GPU} {flags}", LONGER) for kind, flags in kinds.items()])
     curves = {kind: np.load(data / f"{kind}.npz")["losses"] for kind in kinds}

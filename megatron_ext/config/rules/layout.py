@@ -224,5 +224,13 @@ def compiling_needs_something_to_compile(run: RunConfig) -> str | None:
     return without_effect(run, "compile", "without --normalization RMSNorm or --swiglu")
 
 
+@rule()
+def products_add_gradients_on_gpus(run: RunConfig) -> str | None:
+    """PyTorch has no such product for a CPU: there is nothing to turn off."""
+    if run.parallel.device != "cpu":
+        return None
+    return without_effect(run, "gradient_accumulation_fusion", "with --device cpu")
+
+
 def _counting(run: RunConfig) -> str:
     return ", embedding and head counted as asked," if run.parallel.parts_counted_as_layers else ""

@@ -77,6 +77,12 @@ class TrainConfig(Section):
         "Never with --fp16, whose loss scale must come before gradients are rounded",
         flag="--no-cross-entropy-loss-fusion",
     )
+    gradient_accumulation_fusion: bool = knob(
+        True,
+        "on a GPU, let the product that computes a weight's gradient add it to the fp32 sum of the micro-batches; "
+        "without, it is rounded to the compute type and added in a pass of its own",
+        flag="--no-gradient-accumulation-fusion",
+    )
     neftune_noise_alpha: float = knob(
         0.0,
         "NEFTune, in training only: add to each channel of the word embeddings a uniform number in [-1, 1] times this "

@@ -111,6 +111,11 @@ CASES = {
         {"compile": True, "swiglu": False, "normalization": "LayerNorm", "device": "cpu"},
         "--compile has no effect without",
     ),
+    "products_add_gradients_on_gpus": Case(
+        {"gradient_accumulation_fusion": False, "device": "auto"},
+        {"gradient_accumulation_fusion": False, "device": "cpu"},
+        "--no-gradient-accumulation-fusion has no effect with --device cpu",
+    ),
     "fusing_the_loss_is_not_for_fp16": Case(
         {"cross_entropy_loss_fusion": False, "bf16": True},
         {"cross_entropy_loss_fusion": False, "fp16": True},

@@ -131,6 +131,9 @@ def test_what_holds_in_every_run(device, chunks):
     ):
         assert getattr(core, fusion) is False
     assert core.gradient_accumulation_fusion is (device == "cuda")
+    assert not to_core.transformer_config(
+        BASE.with_values(gradient_accumulation_fusion=False), device
+    ).gradient_accumulation_fusion
     assert not (core.overlap_p2p_comm and core.batch_p2p_comm)
     if device == "cpu":
         assert not core.overlap_p2p_comm and not core.batch_p2p_comm
