@@ -21,6 +21,8 @@ CHUNK_LOGITS, GPU_CHUNK_LOGITS = 1 << 24, 1 << 26
 """Logits at a time: few enough to be a small part of a step's memory, so many that the products run at full speed."""
 CHUNK_TOKENS = 256
 """But logits of so many tokens: for every chunk the sum of the weight's gradient goes through memory once."""
+WHOLE_COLUMNS = 64
+"""Rows of logits begin at multiples of so many: products whose rows are not aligned are slower, on a GPU far slower."""
 CHUNK_WEIGHTS = 1 << 22
 """Elements of the weight's gradient at a time on a CPU, likewise; what a chunk of tokens adds is still in its cache."""
 
@@ -80,18 +82,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels, counts = targets.labels.flatten(), targets.loss_mask.flatten().float()
         scoring = targets.scoring
         first, real = true_columns(len(weight), targets.vocab_size, scoring.group)
-        true_weight, true_bias = weight[:real], None if bias is None else bias[:real]
+        used = min(len(weight), -(-real // WHOLE_COLUMNS) * WHOLE_COLUMNS)
+        used_weight, used_bias = weight[:used], None if bias is None else bias[:used]
         wanted = ctx.needs_input_grad[:3] if with_gradients else (False, False, False)
         gradients = _Gradients(rows, weight, bias, wanted, scoring.kernels)
         losses, largest = (torch.empty(len(rows), device=rows.device) for _ in range(2))
         elements = max(GPU_CHUNK_LOGITS if rows.is_cuda else CHUNK_LOGITS, CHUNK_TOKENS * len(weight))
         memory = None
         for chunk in row_chunks(len(rows), len(weight), elements):  # the same on every rank, padded or not
-            logits = memory = _logits(rows[chunk], true_weight, true_bias, memory)
-            losses[chunk], largest[chunk], statistics = row_statistics(logits, labels[chunk], first, scoring)
+            logits = memory = _logits(rows[chunk], used_weight, used_bias, memory)
+            scores = logits[:, :real]
+            losses[chunk], largest[chunk], statistics = row_statistics(scores, labels[chunk], first, scoring)
             if any(wanted):
-                write_logit_gradient(logits, logits, statistics, counts[chunk, None], scoring.kernels)
-                gradients.add(logits, rows[chunk], true_weight, chunk)
+                write_logit_gradient(scores, scores, statistics, counts[chunk, None], scoring.kernels)
+                logits[:, real:] = 0
+                gradients.add(logits, rows[chunk], used_weight, chunk)
         ctx.save_for_backward(counts, *gradients.sums)
         ctx.dtype, ctx.kernels = rows.dtype, scoring.kernels
         ctx.mark_non_differentiable(largest)
