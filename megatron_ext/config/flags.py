@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,15 +106,17 @@ def nearest(word: str, known: dict[str, str]) -> str:
     return f"; did you mean {known[match[0]]}?" if match else ""
 
 
+@functools.cache
+def _known_flags() -> dict[str, str]:
+    settings = all_settings().values()
+    return {spelling: spelling for setting in settings for spelling in (*setting.on_flags, *setting.off_flags)}
+
+
 def _unknown_flag(word: str) -> str | None:
     flag = word.split("=", 1)[0]
     if not flag.startswith("-") or _NEGATIVE_NUMBER.match(flag) or flag in ("-", "-h", "--help", "--config"):
         return None
-    known = {
-        spelling: spelling
-        for setting in all_settings().values()
-        for spelling in (*setting.on_flags, *setting.off_flags)
-    }
+    known = _known_flags()
     if flag in known:
         return None
     reason = refusal(flag)

@@ -103,7 +103,14 @@ def start_model_parallel(run: RunConfig, platform: Platform) -> None:
 
 
 def stop_model_parallel() -> None:
-    """Forget megatron-core's groups, so that another layout can be started in the same processes (tests)."""
+    """Forget megatron-core's groups, so that another layout can be started in the same processes (tests).
+
+    They are taken down as well: a group that is only forgotten keeps its threads and connections. Collective.
+    """
     from megatron.core import parallel_state
 
+    groups = parallel_state._global_process_group_list or []
     parallel_state.destroy_model_parallel()
+    for group in groups:
+        if group is not None:  # None is the world
+            dist.destroy_process_group(group)

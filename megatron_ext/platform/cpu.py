@@ -142,7 +142,7 @@ def replacements() -> list[tuple[Any, str, Any]]:
         (cuda.nvtx, "range_pop", _nothing()),
     ]
     generator = [
-        (cuda, "manual_seed", lambda seed: torch.manual_seed(seed)),
+        (cuda, "manual_seed", lambda seed: torch.default_generator.manual_seed(seed)),
         (cuda, "get_rng_state", lambda *_, **__: torch.get_rng_state()),
         (cuda, "set_rng_state", lambda state, *_, **__: torch.set_rng_state(state)),
         (megatron_random, "_get_cuda_rng_state", lambda *_, **__: torch.get_rng_state()),
