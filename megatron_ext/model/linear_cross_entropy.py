@@ -20,9 +20,9 @@ from megatron_ext.platform.kernels import NATIVE
 CHUNK_LOGITS, GPU_CHUNK_LOGITS = 1 << 24, 1 << 26
 """Logits at a time: few enough to be a small part of a step's memory, so many that the products run at full speed."""
 CHUNK_TOKENS = 256
-"""But logits of so many tokens: for every chunk the sum of the weight's gradient goes through memory once."""
+"""But those of so many tokens at least: for every chunk the sum of the weight's gradient goes through memory once."""
 WHOLE_COLUMNS = 64
-"""Rows of logits begin at multiples of so many: products whose rows are not aligned are slower, on a GPU far slower."""
+"""Rows of logits begin at multiples of so many: products whose rows are not aligned are slower (a tenth on a CPU)."""
 CHUNK_WEIGHTS = 1 << 22
 """Elements of the weight's gradient at a time on a CPU, likewise; what a chunk of tokens adds is still in its cache."""
 

@@ -105,7 +105,7 @@ def start_model_parallel(run: RunConfig, platform: Platform) -> None:
 def stop_model_parallel() -> None:
     """Forget megatron-core's groups, so that another layout can be started in the same processes (tests).
 
-    They are taken down as well: a group that is only forgotten keeps its threads and connections. Collective.
+    They are taken down as well: a group that is only forgotten keeps its threads and connections.
     """
     from megatron.core import parallel_state
 

@@ -19,8 +19,7 @@ def train_cases(out: Path, processes: int, cases: Sequence[tuple[str, str, str, 
         for name, model, flags, steps in cases
     ]
     on_gpus = "--device cuda" in cases[0][2]
-    in_a_launch = len(listed) if on_gpus else CASES_IN_A_LAUNCH
-    for first in range(0, len(listed), in_a_launch):
+    for first in range(0, len(listed), CASES_IN_A_LAUNCH):
         file = out / f"cases{processes}_{first}.json"
-        file.write_text(json.dumps(listed[first : first + in_a_launch]), encoding="utf-8")
+        file.write_text(json.dumps(listed[first : first + CASES_IN_A_LAUNCH]), encoding="utf-8")
         run_worker("tests.distributed.layouts_worker", processes, [str(file), str(out), str(processes)], 840.0, on_gpus)

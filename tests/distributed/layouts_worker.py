@@ -20,7 +20,9 @@ def main(cases_file: str, out: str, processes: str) -> None:
     """Run the cases one after another; rank 0 writes OUT/NAME.npz each."""
     cases = json.loads(Path(cases_file).read_text(encoding="utf-8"))
     first = tiny_run(cases[0]["model"], cases[0]["flags"], int(processes), Path(cases[0]["data"]))
-    with start_world(first, select_platform(first.parallel.device, int(processes))) as world:
+    # CUDA's queues are chosen once, for cases with and without tensor parallelism
+    platform = select_platform(first.parallel.device, tensor_ranks=int(processes))
+    with start_world(first, platform) as world:
         # the layouts of the cases take the place of the one that the world was started with
         stop_model_parallel()
         for case in cases:

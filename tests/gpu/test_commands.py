@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from tests.distributed.tiny import COMMON, MODELS, write_dataset
-from tests.gpu.marks import needs_gpus
+from tests.gpu.marks import NEEDS_A_GPU
 
-pytestmark = needs_gpus(1)
+pytestmark = NEEDS_A_GPU
 
 ROOT = Path(__file__).resolve().parents[2]
 HALF, WHOLE = 4, 8

@@ -13,10 +13,10 @@ from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.model.swiglu import swiglu_of
 from megatron_ext.model.weight_gradient import add_product
 from megatron_ext.platform.kernels import COMPILED, TORCH, Kernels
-from tests.gpu.marks import needs_gpus
+from tests.gpu.marks import NEEDS_A_GPU
 from tests.unit.model.test_cross_entropy import Group
 
-pytestmark = needs_gpus(1)
+pytestmark = NEEDS_A_GPU
 
 
 def random(*size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -11,9 +11,9 @@ from tests.distributed.launches import train_cases
 from tests.distributed.layout_matrix import BATCH
 from tests.distributed.same_run import assert_same_run
 from tests.distributed.tiny import CP4, LAYOUTS, MODELS, write_dataset
-from tests.gpu.marks import needs_gpus
+from tests.gpu.marks import NEEDS_A_GPU
 
-pytestmark = needs_gpus(1)
+pytestmark = NEEDS_A_GPU
 
 GPU = "--device cuda"
 STEPS = 2

@@ -86,6 +86,7 @@ def test_layouts_follow_each_other_among_connected_processes():
                 assert world.grid.world_size == 1 and parallel_state.get_tensor_model_parallel_world_size() == 1
                 assert torch.initial_seed() == seed
             assert dist.is_initialized() and not parallel_state.is_initialized()
+            assert len(dist.distributed_c10d._world.pg_map) == 1  # the world alone: no group is left of the layout
     finally:
         dist.destroy_process_group()
 
