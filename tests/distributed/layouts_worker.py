@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from megatron_ext.training.evaluate import evaluate
 from megatron_ext.training.metrics import TrainState
 from tests.distributed.tiny import tiny_run
 from tests.distributed.training import gathered_state, started, train_steps
+from tests.group_threads import assert_groups_are_gone, group_threads
 
 
 def main(cases_file: str, out: str, processes: str) -> None:
@@ -25,8 +27,11 @@ def main(cases_file: str, out: str, processes: str) -> None:
     with start_world(first, platform) as world:
         # the layouts of the cases take the place of the one that the world was started with
         stop_model_parallel()
+        gc.freeze()  # what is imported stays; collections need not look at it
+        connected = group_threads()
         for case in cases:
             result = run_case(case, int(processes))
+            assert_groups_are_gone(connected)  # forgotten ones slow later cases
             if world.rank == 0:
                 np.savez(Path(out) / f"{case['name']}.npz", **result)
 

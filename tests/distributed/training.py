@@ -31,7 +31,19 @@ def started(run: RunConfig) -> Iterator[Components]:
     tokenizer = build_tokenizer(run.data.tokenizer_type, run.data.tokenizer_model, run.model.vocab_size)
     datasets = build_datasets(dataset_request(run, tokenizer))
     with start_layout(run, select_platform(run.parallel.device)) as world:
-        yield build_components(run, world, tokenizer, datasets)
+        parts = build_components(run, world, tokenizer, datasets)
+        yield parts
+        release(parts)
+
+
+def release(parts: Components) -> None:
+    """Cut the ring that no collector sees, so that models, optimizer and the threads of their groups can go.
+
+    The models' configuration holds methods of the optimizer and of the gradient buffers, and these hold, through
+    autograd's hooks, the models.
+    """
+    core = parts.models[0].config
+    core.finalize_model_grads_func = core.grad_scale_func = core.no_sync_func = None
 
 
 def train_steps(parts: Components, state: TrainState, steps: int) -> list[StepResult]:

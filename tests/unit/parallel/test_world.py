@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -12,6 +13,7 @@ from megatron.core import parallel_state
 from megatron_ext.parallel.grid import Grid
 from megatron_ext.parallel.world import World, start_layout, start_world
 from megatron_ext.platform.cpu import CpuPlatform
+from tests.group_threads import assert_groups_are_gone, group_threads
 from tests.unit.tiny import tiny_run
 
 GROUPS = {
@@ -42,6 +44,12 @@ def test_without_torchrun_a_process_is_a_world_of_one():
         assert world.is_logging_rank
         assert dist.get_backend() == "gloo" and dist.get_world_size() == 1
     assert_nothing_is_left()
+
+
+def test_threads_that_wait_for_other_ranks_take_no_core_from_those_that_send():
+    others = group_threads()
+    with start_world(tiny_run(), CpuPlatform()):
+        assert {os.sched_getscheduler(thread) for thread in group_threads() - others} == {os.SCHED_BATCH}
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -80,6 +88,7 @@ def test_a_layout_that_cannot_start_takes_the_world_down_too(world_size: int):
 
 def test_layouts_follow_each_other_among_connected_processes():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    connected = group_threads()
     try:
         for seed in (3, 4):
             with start_layout(tiny_run(seed=seed), CpuPlatform()) as world:
@@ -87,6 +96,7 @@ def test_layouts_follow_each_other_among_connected_processes():
                 assert torch.initial_seed() == seed
             assert dist.is_initialized() and not parallel_state.is_initialized()
             assert len(dist.distributed_c10d._world.pg_map) == 1  # the world alone: no group is left of the layout
+            assert_groups_are_gone(connected)
     finally:
         dist.destroy_process_group()
 

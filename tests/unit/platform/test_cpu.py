@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from megatron_ext.errors import ConfigError
-from megatron_ext.platform.cpu import CpuPlatform, adapt, check_megatron_core_version, replacements
+from megatron_ext.platform.cpu import CpuPlatform, adapt, check_megatron_core_version, prefer_throughput, replacements
 from tests.unit.platform.cpu_cases import CASES
 
 # Without a CUDA driver torch itself makes a no-op of this one; with one and no device it does not.
@@ -92,6 +94,32 @@ def test_threads_are_those_asked_for_or_a_fair_share(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert CpuPlatform().activate(5, asked) == torch.device("cpu")
     assert set_threads == [threads]
+
+
+def policy_after(chosen: int) -> int:
+    """Return the policy of a thread that had CHOSEN before it asked for throughput."""
+
+    def ask() -> int:
+        os.sched_setscheduler(0, chosen, os.sched_param(0))
+        prefer_throughput()
+        return os.sched_getscheduler(0)
+
+    with ThreadPoolExecutor(1) as thread:  # a policy is a thread's own
+        return thread.submit(ask).result()
+
+
+def test_work_is_scheduled_as_batch_work_unless_a_policy_was_chosen():
+    assert policy_after(os.SCHED_OTHER) == os.SCHED_BATCH
+    assert policy_after(os.SCHED_IDLE) == os.SCHED_IDLE
+
+
+def test_where_a_sandbox_forbids_it_work_goes_on_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    def forbidden(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.sched_getscheduler", lambda _: os.SCHED_OTHER)
+    monkeypatch.setattr("os.sched_setscheduler", forbidden)
+    prefer_throughput()
 
 
 def test_peak_memory_is_what_is_held_now_or_more_in_bytes():
