@@ -55,6 +55,24 @@ def gather_keys_and_values(key: Tensor, value: Tensor, group: dist.ProcessGroup)
     return keys, values
 
 
+def previous_tokens(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Return what stands before each token of `x` in its sequence, same shape; 0 before the first of all.
+
+    Collective over `group`, as is the backward pass: the last token of every chunk is sent to all ranks.
+
+    Args:
+        x: `[s, b, n]`, or a rank's two chunks `[s/cp, b, n]`.
+        group: the ranks that share the sequences; None for whole ones.
+    """
+    if group is None:
+        return torch.cat([torch.zeros_like(x[:1]), x[:-1]])
+    chunks = x.unflatten(0, (2, -1))
+    lasts = _Gather.apply(chunks[:, -1], group)  # of each chunk one token: the same order, 2 cp places long
+    befores = torch.cat([torch.zeros_like(lasts[:1]), lasts[:-1]])
+    before = part_of(befores, group.rank(), group.size())
+    return torch.cat([before[:, None], chunks[:, :-1]], 1).flatten(0, 1)
+
+
 class _Gather(torch.autograd.Function):
     """Parts `[s/cp, ...]` of all ranks to the whole `[s, ...]`; its gradient is summed over ranks and cut again."""
 

@@ -10,6 +10,7 @@ published model's code.
 from __future__ import annotations
 
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.layers import (
     linear_with_frozen_weight,
@@ -21,7 +22,9 @@ from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from megatron_ext.model.context_parallel import context_group, previous_tokens
 from megatron_ext.model.document_attention import restarted_positions
+from megatron_ext.parallel.sequence_chunks import part_of
 
 
 class FilteredSelfAttention(SelfAttention):
@@ -38,15 +41,15 @@ class FilteredSelfAttention(SelfAttention):
     def __init__(self, norm: type[torch.nn.Module], isolate: bool, **core: object) -> None:
         super().__init__(**core)
         self.isolate = isolate
-        self.localized_filter = LocalizedFilter(self.config, norm, self.pg_collection.tp)
+        self.localized_filter = LocalizedFilter(self.config, norm, self.pg_collection)
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None, **rest: object
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend. Collective over the tensor-parallel group.
+        """Attend. Collective over the tensor-parallel and the context-parallel group.
 
         Args:
-            hidden_states: `[s, b, h]` or `[s/tp, b, h]`.
+            hidden_states: `[s, b, h]` or `[s/tp, b, h]`, where s is s/cp of a rank that holds a part of each sequence.
             attention_mask: as in `CausalAttention.forward`.
             **rest: what megatron-core passes to every self-attention.
 
@@ -108,19 +111,20 @@ class LocalizedFilter(MegatronModule):
     (i = 0) or of the token itself (i = 1); column 2c + i of `conv2.weight` `[h, h]` reads channel c of that token. So
     either is a published convolution weight `[out, in, 2]` with its last two axes swapped or joined.
 
-    The first product gathers a sequence that is cut, so that every token's predecessor is at hand.
+    The first product gathers a sequence that is cut over tensor-parallel ranks, so that a token's predecessor is at
+    hand; where chunks of sequences lie on context-parallel ranks, either convolution asks the others for one token
+    of each chunk.
 
     Args:
         config: megatron-core's.
         norm: a class of `NORMS`.
-        group: the tensor-parallel group.
+        groups: megatron-core's `pg_collection`: tensor-parallel, and context-parallel if there are such ranks.
     """
 
-    def __init__(
-        self, config: TransformerConfig, norm: type[torch.nn.Module], group: torch.distributed.ProcessGroup
-    ) -> None:
+    def __init__(self, config: TransformerConfig, norm: type[torch.nn.Module], groups: ProcessGroupCollection) -> None:
         super().__init__(config)
-        hidden = config.hidden_size
+        hidden, group = config.hidden_size, groups.tp
+        self.context = context_group(groups)
         self.conv1 = _FirstConvolution(
             hidden,
             hidden,
@@ -144,22 +148,34 @@ class LocalizedFilter(MegatronModule):
         self.norm = norm(config, hidden, eps=config.layernorm_epsilon)
 
     def forward(self, x: Tensor, document_starts: Tensor | None) -> Tensor:
-        """Filter. Collective over the tensor-parallel group.
+        """Filter. Collective over the tensor-parallel and the context-parallel group.
 
         Args:
-            x: `[s, b, h]` or `[s/tp, b, h]`.
-            document_starts: int64 `[b, s]`, the place in its row at which each token's document begins: a document's
-                first token has nothing before it. None for rows of one document.
+            x: `[s, b, h]` or `[s/tp, b, h]`, where s is s/cp of a rank that holds a part of each sequence.
+            document_starts: int64 `[b, s]` of whole sequences, the place in its row at which each token's document
+                begins: a document's first token has nothing before it. None for rows of one document.
 
         Returns:
             Shape and dtype of `x`.
         """
-        inside = None if document_starts is None else restarted_positions(document_starts, x.device).gt(0)[..., None]
+        inside = None if document_starts is None else self._inside(document_starts, x.device)
         taps, bias = self.conv1(x)
         before, now = taps.unflatten(-1, (-1, 2)).unbind(-1)
-        hidden = _previous(before, inside) + now + bias
-        pairs = torch.stack([_previous(hidden, inside), hidden], dim=-1).flatten(-2)
+        hidden = self._previous(before, inside) + now + bias
+        pairs = torch.stack([self._previous(hidden, inside), hidden], dim=-1).flatten(-2)
         return self.norm(x + self.conv2(pairs)[0])
+
+    def _inside(self, document_starts: Tensor, device: torch.device) -> Tensor:
+        """Return which of this rank's tokens are not the first of their document, bool `[s, b, 1]`."""
+        places = restarted_positions(document_starts, device)
+        if self.context is not None:
+            places = part_of(places, self.context.rank(), self.context.size())
+        return places.gt(0)[..., None]
+
+    def _previous(self, x: Tensor, inside: Tensor | None) -> Tensor:
+        """Return each token's predecessor in `x` `[s, b, n]`; 0 before the first and where not `inside`."""
+        shifted = previous_tokens(x, self.context)
+        return shifted if inside is None else shifted * inside
 
 
 class _FirstConvolution(ColumnParallelLinear):
@@ -171,9 +187,3 @@ class _FirstConvolution(ColumnParallelLinear):
         self.bias = torch.nn.Parameter(torch.empty(size, dtype=self.config.params_dtype, device=self.weight.device))
         set_tensor_model_parallel_attributes(self.bias, is_parallel=True, dim=0, stride=1)
         self.bias.allreduce = True
-
-
-def _previous(x: Tensor, inside: Tensor | None) -> Tensor:
-    """Return each token's predecessor in `x` `[s, b, n]`; 0 before the first and where not `inside` `[s, b, 1]`."""
-    shifted = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
-    return shifted if inside is None else shifted * inside

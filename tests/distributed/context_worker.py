@@ -14,7 +14,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_ext.model.attention import CausalAttention, Positions
-from megatron_ext.model.context_parallel import gather_keys_and_values
+from megatron_ext.model.context_parallel import gather_keys_and_values, previous_tokens
 from megatron_ext.model.rotary_frequencies import Rotary
 from megatron_ext.parallel.sequence_chunks import part_of
 from megatron_ext.parallel.world import World, start_world
@@ -37,6 +37,7 @@ def main(processes: str) -> None:
     with start_world(tiny_run("rope", f"{CP} {size}", size, Path("none")), CpuPlatform()) as world:
         group = parallel_state.get_context_parallel_group()
         gathered_in_order_and_summed_in_fp32(group)
+        same_predecessors(group)
         for name, positions in KINDS.items():
             same_attention(name, positions, group)
         same_totals(world)
@@ -59,6 +60,20 @@ def gathered_in_order_and_summed_in_fp32(group: dist.ProcessGroup) -> None:
     found = 256.0 * places + (size - 1) * places
     assert key.grad.equal(found.bfloat16()), f"rank {rank}: {key.grad[:, 0, 0, 0]}"
     assert value.grad.equal(torch.full_like(value, total)), f"rank {rank}: {value.grad[:, 0, 0, 0]}"
+
+
+def same_predecessors(group: dist.ProcessGroup) -> None:
+    """Across the borders of chunks too, and gradients go back to where the tokens are."""
+    rank, size = group.rank(), group.size()
+    whole = torch.arange(1.0, S * B + 1).view(S, B, 1).requires_grad_()
+    part = part_of(whole.detach(), rank, size).requires_grad_()
+    expected, found = previous_tokens(whole, None), previous_tokens(part, group)
+    assert expected[0].eq(0).all() and expected[1:].equal(whole[:-1])
+    weight = torch.arange(float(S))[:, None, None]
+    (weight * expected).sum().backward()
+    (part_of(weight, rank, size) * found).sum().backward()
+    assert found.equal(part_of(expected, rank, size)), f"rank {rank} sees other predecessors"
+    assert part.grad.equal(part_of(whole.grad, rank, size)), f"rank {rank}: {part.grad.flatten()}"
 
 
 def attention(positions: Positions, cp: object, dropout: float = 0.0) -> CausalAttention:

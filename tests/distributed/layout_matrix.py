@@ -13,7 +13,7 @@ from megatron_ext.config.rules import failures
 from megatron_ext.config.run import all_settings
 from tests.distributed.tiny import tiny_run
 
-FAMILIES = ("rope", "gqa", "wide", "isolated", "normed", "gpt2", "bloom", "moss")
+FAMILIES = ("rope", "gqa", "wide", "isolated", "normed", "gpt2", "bloom", "moss", "yuan")
 """Models of `tiny.MODELS`, one of each architecture whose layers are cut differently."""
 
 MOST_PROCESSES = 8

@@ -19,14 +19,13 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(0)]
 
 STEPS = 2
 """The gradients of the first are compared, and the loss of the second shows that they were applied."""
-FEW_PROCESSES = (1, 2, 3, 4)
-"""Of the subset. On two cores a case of eight takes twice as long as one of four; those are for `make test-all`."""
+PROCESSES = range(1, MOST_PROCESSES + 1)
 
 
 @functools.cache
 def subset() -> list[Case]:
     """Few cases in which any two choices meet."""
-    return covering([case for model in FAMILIES for n in FEW_PROCESSES for case in legal_cases(model, n)])
+    return covering([case for model in FAMILIES for n in PROCESSES for case in legal_cases(model, n)])
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +50,13 @@ def test_legal_choices_meet_in_the_subset_and_others_do_not():
     assert {case.model for case in subset()} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("processes", FEW_PROCESSES)
+@pytest.mark.parametrize("processes", sorted({case.processes for case in subset()}))
 def test_any_two_choices_together_change_nothing(data: Path, processes: int):
     assert_layouts_change_nothing(data, [case for case in subset() if case.processes == processes])
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("processes", range(1, MOST_PROCESSES + 1))
+@pytest.mark.parametrize("processes", PROCESSES)
 @pytest.mark.parametrize("model", FAMILIES)
 def test_every_legal_layout_changes_nothing(data: Path, model: str, processes: int):
     assert_layouts_change_nothing(data, list(legal_cases(model, processes)))

@@ -65,13 +65,15 @@ HEADS = {2: [("one_group", "tp2 sp")], 4: [("one_group", "tp4"), ("two_groups", 
 
 CONTEXT = {
     1: [],
-    2: [(model, "cp2") for model in ("gqa", "isolated", "restarted", "lengthened", "normed", "gpt2", "noisy")],
+    2: [(model, "cp2") for model in ("gqa", "isolated", "restarted", "lengthened", "normed", "gpt2", "noisy", "yuan")],
     4: [
         ("alibi", "tp2 sp cp2"),
         ("moss", "tp2 sp cp2"),
         ("isolated", "cp2 pp2 vpp2"),
         ("masked", "cp2 dp2 distopt"),
         ("gqa", "cp4"),
+        ("yuan", "tp2 sp cp2"),
+        ("yuan", "cp4"),
     ],
 }
 """Processes -> (model, layout) of ranks that share sequences: each kind of position, mask and loss that they cut."""

@@ -96,14 +96,6 @@ def filtered_channels_divide_over_tensor_ranks(run: RunConfig) -> str | None:
     return f"--localized-filtering halves --hidden-size {hidden}, which must be a multiple of 2 x tp = {2 * tp}"
 
 
-@rule()
-def filter_sees_the_whole_sequence(run: RunConfig) -> str | None:
-    """Where context parallelism cuts the sequence, a token's predecessor lies on another rank."""
-    if not run.model.localized_filtering or run.parallel.context_parallel_size == 1:
-        return None
-    return f"--localized-filtering needs --context-parallel-size 1, not {run.parallel.context_parallel_size}"
-
-
 @rule(needs="num_attention_heads")
 def filtered_heads_are_not_shared(run: RunConfig) -> str | None:
     """Two inputs have two projections, and a rank's rows of them are those of whole key/value heads."""

@@ -63,11 +63,6 @@ MODEL_CASES = {
         {"localized_filtering": True, "hidden_size": 66, "kv_channels": 8},
         "--hidden-size 66, which must be a multiple of 2 x tp = 4",
     ),
-    "filter_sees_the_whole_sequence": Case(
-        {"localized_filtering": True},
-        {"localized_filtering": True, "context_parallel_size": 2},
-        "--localized-filtering needs --context-parallel-size 1, not 2",
-    ),
     "filtered_heads_are_not_shared": Case(
         {"localized_filtering": True, "num_query_groups": 2},
         {"localized_filtering": True, "num_query_groups": 1},
