@@ -21,7 +21,7 @@ from megatron_ext.model.context_parallel import chunk_mask, context_group, gathe
 from megatron_ext.model.document_attention import attend_by_document, plan_documents, restarted_positions
 from megatron_ext.model.rotary import apply_rotary
 from megatron_ext.model.rotary_frequencies import Rotary
-from megatron_ext.parallel.sequence_chunks import chunks_of, part_of
+from megatron_ext.parallel.sequence_chunks import chunks_of
 from megatron_ext.platform.kernels import TORCH
 
 
@@ -134,7 +134,7 @@ class CausalAttention(torch.nn.Module):
         length = size * len(query)
         places = places_of_part(length, rank, size, query.device)
         if positions.restart and starts is not None:
-            places = part_of(restarted_positions(starts, query.device), rank, size)
+            places = restarted_positions(starts, query.device, (rank, size))
         query, key = positions.turned(query, key, places=places, length=length)
         return query, key
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_ext.parallel.sequence_chunks import part_of
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Causal attention of q, k, v `[g, n, l, hn]`, with k and v of fewer heads, to `[g, n, l, hn]`."""
 
@@ -78,14 +80,15 @@ def plan_documents(document_starts: Tensor, device: torch.device) -> DocumentPla
     return _plan(SameMemory(document_starts), device)
 
 
-def restarted_positions(document_starts: Tensor, device: torch.device) -> Tensor:
+def restarted_positions(document_starts: Tensor, device: torch.device, part: tuple[int, int] | None = None) -> Tensor:
     """Return each token's place in its document, int64 `[s, b]` on `device`, made once per micro-batch.
 
     Args:
         document_starts: int64 `[b, s]`, as in `plan_documents`.
         device: where attention computes.
+        part: (rank, size) among context-parallel ranks: the places of that rank's tokens only, `[s/cp, b]`.
     """
-    return _positions(SameMemory(document_starts), device)
+    return _positions(SameMemory(document_starts), device, part)
 
 
 class SameMemory:
@@ -131,9 +134,10 @@ def _plan(memory: SameMemory, device: torch.device) -> DocumentPlan | None:
 
 
 @functools.lru_cache(maxsize=32)
-def _positions(memory: SameMemory, device: torch.device) -> Tensor:
+def _positions(memory: SameMemory, device: torch.device, part: tuple[int, int] | None) -> Tensor:
     starts = memory.tensor.cpu()
-    return (torch.arange(starts.shape[1]) - starts).T.contiguous().to(device)
+    places = (torch.arange(starts.shape[1]) - starts).T
+    return (places if part is None else part_of(places, *part)).contiguous().to(device)
 
 
 def _similar(lengths: list[int]) -> list[tuple[int, int]]:

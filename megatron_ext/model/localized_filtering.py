@@ -24,7 +24,6 @@ from torch import Tensor
 
 from megatron_ext.model.context_parallel import context_group, previous_tokens
 from megatron_ext.model.document_attention import restarted_positions
-from megatron_ext.parallel.sequence_chunks import part_of
 
 
 class FilteredSelfAttention(SelfAttention):
@@ -167,10 +166,8 @@ class LocalizedFilter(MegatronModule):
 
     def _inside(self, document_starts: Tensor, device: torch.device) -> Tensor:
         """Return which of this rank's tokens are not the first of their document, bool `[s, b, 1]`."""
-        places = restarted_positions(document_starts, device)
-        if self.context is not None:
-            places = part_of(places, self.context.rank(), self.context.size())
-        return places.gt(0)[..., None]
+        part = None if self.context is None else (self.context.rank(), self.context.size())
+        return restarted_positions(document_starts, device, part).gt(0)[..., None]
 
     def _previous(self, x: Tensor, inside: Tensor | None) -> Tensor:
         """Return each token's predecessor in `x` `[s, b, n]`; 0 before the first and where not `inside`."""

@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from megatron_ext.model.document_attention import SameMemory
 from megatron_ext.model.rotary_frequencies import Rotary, attention_factor, inverse_frequencies
 from megatron_ext.platform.compiled import compiled
 from megatron_ext.platform.kernels import COMPILED, TORCH
@@ -36,9 +37,8 @@ def apply_rotary(
     weights and megatron-core's default.
     """
     rotated = int(x.shape[-1] * rotary.percent)
-    cos, sin = rotary_tables(length or x.shape[0], rotated, rotary, x.dtype, x.device)
-    if positions is not None:
-        cos, sin = (table[positions, 0] for table in (cos, sin))  # [s, b or 1, 1, D/2]
+    angles = (length or x.shape[0], rotated, rotary, x.dtype, x.device)
+    cos, sin = rotary_tables(*angles) if positions is None else _tables_at(SameMemory(positions), *angles)
     return _Rotate.apply(x, cos, sin, rotary.interleaved, compiled(rotated_formula) if kernels == COMPILED else _rotate)
 
 
@@ -84,3 +84,12 @@ def rotary_tables(
     frequency, factor = inverse_frequencies(rotary, rotated, device), attention_factor(rotary)
     angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)[:, None, None, :]
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+
+
+@functools.lru_cache(maxsize=4)
+def _tables_at(
+    places: SameMemory, length: int, rotated: int, rotary: Rotary, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the rows of `rotary_tables` at `places` `[s, b or 1]`, as `[s, b or 1, 1, D/2]`; all layers share them."""
+    cos, sin = rotary_tables(length, rotated, rotary, dtype, device)
+    return cos[places.tensor, 0], sin[places.tensor, 0]

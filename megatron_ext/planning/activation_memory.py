@@ -6,7 +6,8 @@ attention that saves a sum per row in place of the scores), so every term is cou
 saved, its comment why. Tensors that all layers and micro-batches share (RoPE's tables, ALiBi's bias) are
 `shared_bytes`. Not counted: parameters, what a kernel needs while it runs, and isolated documents, whose attention
 is cut into pieces (`--reset-attention-mask`); `is_counted` says for which runs the forms hold. Our own kernels of
-a CPU (`model/native_attention.py`) keep less: neither rotated queries and keys nor anything shared.
+a CPU (`model/native_attention.py`) keep less: neither rotated queries and keys nor anything shared; PyTorch's on a CPU
+keep a mask for each chunk of a sequence that ranks share.
 """
 
 from __future__ import annotations
@@ -30,22 +31,26 @@ class Sizes:
     """What a rank holds of one micro-batch; `element` is the compute type's size in bytes, the rest are counts.
 
     Attributes:
-        tokens: t = s x b.
+        tokens: t = s/cp x b.
+        sequences: s x b, the keys and values that ranks of a sequence gather.
         stream: tokens of the residual stream: t, or t/tp under sequence parallelism.
         hidden: h.
         query: np * hn / tp.
         key_value: ng * hn / tp, of keys or of values; one head where ranks share them.
         heads: np / tp.
+        head_size: hn.
         ffn: f / tp.
         element: 2 or 4.
     """
 
     tokens: int
+    sequences: int
     stream: int
     hidden: int
     query: int
     key_value: int
     heads: int
+    head_size: int
     ffn: int
     element: int
 
@@ -53,14 +58,17 @@ class Sizes:
     def of(cls, run: RunConfig) -> Sizes:
         """The sizes of `run`, which passes the rules."""
         model, tp = run.model, run.parallel.tensor_model_parallel_size
-        tokens = (run.train.seq_length or 0) * (run.train.micro_batch_size or 1)
+        sequences = (run.train.seq_length or 0) * (run.train.micro_batch_size or 1)
+        tokens = sequences // run.parallel.context_parallel_size
         return cls(
             tokens=tokens,
+            sequences=sequences,
             stream=tokens // tp if run.parallel.sequence_parallel else tokens,
             hidden=model.hidden_size or 0,
             query=model.heads * model.head_dim // tp,
             key_value=max(1, model.query_groups // tp) * model.head_dim,
             heads=model.heads // tp,
+            head_size=model.head_dim,
             ffn=model.ffn_size // tp,
             element=2 if run.train.bf16 or run.train.fp16 else 4,
         )
@@ -72,9 +80,8 @@ class Sizes:
 
 
 def is_counted(run: RunConfig) -> bool:
-    """Whether these forms hold: not where ranks share a sequence, documents are isolated or attention is filtered."""
-    isolated = run.data.reset_attention_mask
-    return run.parallel.context_parallel_size == 1 and not isolated and not run.model.localized_filtering
+    """Whether these forms hold: not where documents are isolated or attention is filtered."""
+    return not run.data.reset_attention_mask and not run.model.localized_filtering
 
 
 def layer_bytes(run: RunConfig, recompute: bool = True) -> int:
@@ -123,23 +130,43 @@ def _norm(run: RunConfig, sizes: Sizes, name: str) -> Terms:
 def _attention(run: RunConfig, sizes: Sizes, recomputed: bool) -> Terms:
     model, per_token = run.model, sizes.tokens * sizes.element
     rotary = model.position_embedding_type == "rope"
+    # heads of several groups cannot be viewed as one dimension: unless they are rotated, the queries are a copy
+    several = sizes.head_size < sizes.key_value < sizes.query
+    copied = several and (recomputed or not rotary)
+    shared = run.parallel.context_parallel_size > 1 and not recomputed
     terms = {
         # the product of the projection is kept whole, since the values are a view of it
         "query, key, value": (sizes.query + 2 * sizes.key_value) * per_token,
         # saved by the attention kernel and, as the same memory, by the output projection
         "attention output": sizes.query * per_token,
     }
-    grouped = model.query_groups != model.heads
-    if grouped and (recomputed or not rotary):
-        # heads of several groups cannot be viewed as one dimension: the queries are a copy
+    if copied:
         terms["query, regrouped"] = sizes.query * per_token
     if recomputed:
         return terms
     if rotary:
         terms["query and key, rotated"] = (sizes.query + sizes.key_value) * per_token
+    if shared:
+        terms |= _shared_attention(sizes, rotary)
+        if rotary or copied:
+            # no values are read from it any more, so only queries that are views of it keep it
+            del terms["query, key, value"]
     # in place of the scores: the logarithm of the sum of exponentials of every row (arXiv:2205.14135, algorithm 1)
     terms["log-sum-exp"] = sizes.tokens * sizes.heads * FP32
     return terms
+
+
+def _shared_attention(sizes: Sizes, rotary: bool) -> Terms:
+    """What a rank that holds chunks of sequences keeps in place of, or besides, what one with whole sequences does."""
+    queries = sizes.query * sizes.tokens * sizes.element
+    terms = {
+        # of all ranks of a sequence (model/context_parallel.py)
+        "keys and values, gathered": 2 * sizes.key_value * sizes.sequences * sizes.element,
+        # each kernel keeps its chunk's; the output projection keeps them joined
+        "attention output": 2 * queries,
+    }
+    # rotated keys are gathered, and not kept themselves
+    return terms | ({"query and key, rotated": queries} if rotary else {})
 
 
 def _feed_forward(run: RunConfig, sizes: Sizes) -> Terms:
@@ -204,11 +231,16 @@ def head_terms(run: RunConfig, vocab_size: int) -> Terms:
 
 def shared_bytes(run: RunConfig) -> int:
     """Bytes of what all layers and micro-batches of a rank share: RoPE's tables or ALiBi's bias."""
-    sizes, length = Sizes.of(run), run.train.seq_length or 0
+    sizes, length, cp = Sizes.of(run), run.train.seq_length or 0, run.parallel.context_parallel_size
     if run.model.position_embedding_type == "rope":
         rotated = int(run.model.head_dim * run.model.rotary_percent)
-        return 2 * length * (rotated // 2) * sizes.element
-    return sizes.heads * length**2 * FP32 if run.model.position_embedding_type == "alibi" else 0
+        return 2 * length // cp * (rotated // 2) * sizes.element
+    if run.model.position_embedding_type != "alibi":
+        return 0
+    # rank r's chunks of c tokens see the (r + 1) c and the (2 cp - r) c keys up to their own ends
+    chunk = length // (2 * cp)
+    scores = length**2 if cp == 1 else chunk**2 * (2 * cp + 1)
+    return sizes.heads * scores * FP32
 
 
 def chunk_bytes(run: RunConfig, vocab_size: int, stage: int, chunk: int = 0) -> int:
