@@ -17,7 +17,8 @@ FAMILIES = ("rope", "gqa", "wide", "isolated", "normed", "gpt2", "bloom", "moss"
 """Models of `tiny.MODELS`, one of each architecture whose layers are cut differently."""
 
 MOST_PROCESSES = 8
-BATCH = "--global-batch-size 8 --micro-batch-size 1 --eval-iters 1"
+SAMPLES = 8
+BATCH = f"--global-batch-size {SAMPLES} --micro-batch-size 1 --eval-iters 1"
 
 Settings = Mapping[str, Any]
 
@@ -62,7 +63,16 @@ class Case:
     @property
     def settings(self) -> dict[str, Any]:
         chosen = [AXES[axis][choice] for axis, choice in zip(AXES, self.choices, strict=True)]
-        return {name: value for settings in chosen for name, value in settings.items()}
+        settings = {name: value for settings in chosen for name, value in settings.items()}
+        return settings | {"micro_batch_size": self._micro_batch_size(settings)}
+
+    def _micro_batch_size(self, settings: Settings) -> int:
+        """Few micro-batches, so few collectives: what fills the pipeline, and two at least, whose gradients add up."""
+        stages = settings["pipeline_model_parallel_size"]
+        sharing = settings["tensor_model_parallel_size"] * stages * settings.get("context_parallel_size", 1)
+        samples = SAMPLES * sharing // self.processes
+        fitting = [size for size in (4, 2) if samples % (size * max(2, stages)) == 0]
+        return fitting[0] if fitting else 1
 
     @property
     def flags(self) -> str:
