@@ -40,6 +40,13 @@ def test_two_processes_beside_one(repo_root: Path):
     assert collectives["by_kind"]["all_gather c10::BFloat16"]["calls"] > 0
 
 
+def test_small_collectives(repo_root: Path):
+    command = [sys.executable, "benchmarks/collectives.py", "--ranks", "2", "3", "--rounds", "2", "--calls", "5"]
+    line = json.loads(subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=True).stdout)
+    assert set(line["ratio"]) == {"2", "3"}
+    assert set(line["milliseconds"]) == {"2 default", "2 batch", "3 default", "3 batch"}
+
+
 def test_the_memory_of_logits(repo_root: Path):
     [line] = lines_of(repo_root, "logit_memory", "--vocab=2048")
     for side in line["mib"].values():
