@@ -18,7 +18,7 @@ from megatron_ext.config.rules import failures
 from megatron_ext.config.run import SECTIONS, RunConfig, run_config_to_dict
 from megatron_ext.errors import run_command
 from megatron_ext.model.counts import padded_vocab_size, parameter_counts
-from megatron_ext.planning.activation_memory import is_counted, layers_bytes, peak_bytes
+from megatron_ext.planning.activation_memory import layers_bytes, peak_bytes
 
 _EPILOG = "Exit status: 0 when all rules hold, 1 otherwise. Needs no GPU and starts no process."
 
@@ -138,7 +138,7 @@ def _model_numbers(run: RunConfig, failed: dict[str, str]) -> dict[str, int | st
         rows = padded_vocab_size(run, model.vocab_size)
         numbers["padded vocabulary (rows)"] = rows
         numbers["parameters with padding"] = parameter_counts(model, rows, run.max_position_embeddings).total
-    if not failed and run.train.seq_length and run.train.micro_batch_size and is_counted(run):
+    if not failed and run.train.seq_length and run.train.micro_batch_size:
         one, peak = _activation_memory(run, model.vocab_size)
         numbers["activations of one micro-batch and layer"] = _mebibytes(one)
         numbers["activations of a rank at once, at most"] = _mebibytes(peak)

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_ext.model.document_rows import similar_lengths
 from megatron_ext.parallel.sequence_chunks import part_of
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Causal attention of q, k, v `[g, n, l, hn]`, with k and v of fewer heads, to `[g, n, l, hn]`."""
-
-_SHORTEST_SHARE = 0.75
-"""Documents down to this share of a group's longest one join the group."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def _plan(memory: SameMemory, device: torch.device) -> DocumentPlan | None:
     lengths, order = lengths.sort(descending=True, stable=True)
     first_tokens = begins[order] * b + rows[order]
     tokens, is_token, groups = [], [], []
-    for first, last in _similar(lengths.tolist()):
+    for first, last in similar_lengths(lengths.tolist()):
         within = torch.arange(int(lengths[first]))
         ends = lengths[first:last, None] - 1
         tokens.append((first_tokens[first:last, None] + torch.minimum(within, ends) * b).flatten())
@@ -138,16 +136,6 @@ def _positions(memory: SameMemory, device: torch.device, part: tuple[int, int] |
     starts = memory.tensor.cpu()
     places = (torch.arange(starts.shape[1]) - starts).T
     return (places if part is None else part_of(places, *part)).contiguous().to(device)
-
-
-def _similar(lengths: list[int]) -> list[tuple[int, int]]:
-    """Cut falling lengths into runs whose members are not much shorter than the first; (begin, end) of each."""
-    runs, first = [], 0
-    for index, length in enumerate(lengths):
-        if length < _SHORTEST_SHARE * lengths[first]:
-            runs.append((first, index))
-            first = index
-    return [*runs, (first, len(lengths))]
 
 
 class _ToSlots(torch.autograd.Function):

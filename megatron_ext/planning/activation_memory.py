@@ -4,19 +4,22 @@ arXiv:2205.05198, section 4, counts sbh (34 + 5as/h) bytes for a half-precision 
 materialised attention scores. The layers here differ (SwiGLU or GELU, RMSNorm or LayerNorm, grouped queries, an
 attention that saves a sum per row in place of the scores), so every term is counted anew; its name says what is
 saved, its comment why. Tensors that all layers and micro-batches share (RoPE's tables, ALiBi's bias) are
-`shared_bytes`. Not counted: parameters, what a kernel needs while it runs, and isolated documents, whose attention
-is cut into pieces (`--reset-attention-mask`); `is_counted` says for which runs the forms hold. Our own kernels of
-a CPU (`model/native_attention.py`) keep less: neither rotated queries and keys nor anything shared; PyTorch's on a CPU
-keep a mask for each chunk of a sequence that ranks share.
+`shared_bytes`. Isolated documents (`--reset-attention-mask`) are padded, which depends on them: there the forms are
+the most that can be. Not counted: parameters, what a kernel needs while it runs, indices of packed documents (24 bytes
+a token, whatever the model). Our own kernels of a CPU (`model/native_attention.py`) keep less: neither rotated queries
+and keys nor packed documents nor anything shared; PyTorch's on a CPU keep a mask for each chunk of a sequence that
+ranks share.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
 from megatron_ext.config import RunConfig
 from megatron_ext.model.counts import padded_vocab_size
+from megatron_ext.model.document_rows import SHORTEST_SHARE
 
 FP32 = 4
 INT64 = 8
@@ -79,11 +82,6 @@ class Sizes:
         return self.stream * self.hidden * self.element
 
 
-def is_counted(run: RunConfig) -> bool:
-    """Whether these forms hold: not where documents are isolated or attention is filtered."""
-    return not run.data.reset_attention_mask and not run.model.localized_filtering
-
-
 def layer_bytes(run: RunConfig, recompute: bool = True) -> int:
     """Bytes that one layer saves of one micro-batch; all of them, or without what `run` recomputes selectively."""
     modules = selectively_recomputed(run) if recompute else frozenset()
@@ -129,44 +127,45 @@ def _norm(run: RunConfig, sizes: Sizes, name: str) -> Terms:
 
 def _attention(run: RunConfig, sizes: Sizes, recomputed: bool) -> Terms:
     model, per_token = run.model, sizes.tokens * sizes.element
+    queries, keys = sizes.query * per_token, sizes.key_value * per_token
     rotary = model.position_embedding_type == "rope"
     # heads of several groups cannot be viewed as one dimension: unless they are rotated, the queries are a copy
     several = sizes.head_size < sizes.key_value < sizes.query
-    copied = several and (recomputed or not rotary)
-    shared = run.parallel.context_parallel_size > 1 and not recomputed
-    terms = {
-        # the product of the projection is kept whole, since the values are a view of it
-        "query, key, value": (sizes.query + 2 * sizes.key_value) * per_token,
-        # saved by the attention kernel and, as the same memory, by the output projection
-        "attention output": sizes.query * per_token,
-    }
-    if copied:
-        terms["query, regrouped"] = sizes.query * per_token
+    copied = {"query, regrouped": queries} if several else {}
+    filtered = _filter(run, sizes) if model.localized_filtering else {}
+    # what a projection makes is kept whole, since the values, or the queries, are a view of it; the output is kept by
+    # the attention kernel and, as the same memory, by the output projection
+    terms = filtered | {"query, key, value": queries + 2 * keys, "attention output": queries}
     if recomputed:
-        return terms
-    if rotary:
-        terms["query and key, rotated"] = (sizes.query + sizes.key_value) * per_token
-    if shared:
-        terms |= _shared_attention(sizes, rotary)
-        if rotary or copied:
-            # no values are read from it any more, so only queries that are views of it keep it
-            del terms["query, key, value"]
+        return terms | copied
     # in place of the scores: the logarithm of the sum of exponentials of every row (arXiv:2205.14135, algorithm 1)
-    terms["log-sum-exp"] = sizes.tokens * sizes.heads * FP32
-    return terms
+    sums = {"log-sum-exp": sizes.tokens * sizes.heads * FP32}
+    if run.parallel.context_parallel_size > 1:
+        # rotated keys are gathered, and not kept themselves; each kernel keeps its chunk's output besides
+        own = {"query, rotated": queries} if rotary else copied or {"query, key, value": terms["query, key, value"]}
+        everyone = {"keys and values, gathered": 2 * sizes.key_value * sizes.sequences * sizes.element}
+        return filtered | own | everyone | {"attention output": 2 * queries} | sums
+    if run.data.reset_attention_mask:
+        slots = math.ceil(sizes.tokens / SHORTEST_SHARE)
+        packed = slots * (2 * sizes.query + 2 * sizes.key_value) * sizes.element
+        sums = {"log-sum-exp": slots * sizes.heads * FP32}
+        return filtered | {"query, key, value and output by document": packed, "attention output": queries} | sums
+    if not rotary:
+        return terms | copied | sums
+    # where queries and keys have a product of their own, as filtered ones do, only the values keep theirs
+    projected = {"query, key, value": keys} if filtered else {}
+    return terms | projected | {"query and key, rotated": queries + keys} | sums
 
 
-def _shared_attention(sizes: Sizes, rotary: bool) -> Terms:
-    """What a rank that holds chunks of sequences keeps in place of, or besides, what one with whole sequences does."""
-    queries = sizes.query * sizes.tokens * sizes.element
-    terms = {
-        # of all ranks of a sequence (model/context_parallel.py)
-        "keys and values, gathered": 2 * sizes.key_value * sizes.sequences * sizes.element,
-        # each kernel keeps its chunk's; the output projection keeps them joined
-        "attention output": 2 * queries,
-    }
-    # rotated keys are gathered, and not kept themselves
-    return terms | ({"query and key, rotated": queries} if rotary else {})
+def _filter(run: RunConfig, sizes: Sizes) -> Terms:
+    """Of localized filtering: what its norm and its second product keep, and rows of the projection's weight."""
+    channels = sizes.hidden // run.parallel.tensor_model_parallel_size
+    terms = {"filter: pairs of tokens": sizes.tokens * channels * sizes.element}
+    if sizes.key_value > sizes.head_size:  # rows of several groups are copied to be one matrix
+        terms["filter: rows of weights"] = (sizes.query + 2 * sizes.key_value) * sizes.hidden * sizes.element
+    if run.data.reset_attention_mask:
+        terms["filter: which tokens are first"] = sizes.tokens * BOOL
+    return terms | _norm(run, sizes, "filter")
 
 
 def _feed_forward(run: RunConfig, sizes: Sizes) -> Terms:
@@ -235,12 +234,28 @@ def shared_bytes(run: RunConfig) -> int:
     if run.model.position_embedding_type == "rope":
         rotated = int(run.model.head_dim * run.model.rotary_percent)
         return 2 * length // cp * (rotated // 2) * sizes.element
-    if run.model.position_embedding_type != "alibi":
+    alibi = run.model.position_embedding_type == "alibi"
+    return sizes.heads * _scores(length, cp) * FP32 if alibi and not _masks_documents(run) else 0
+
+
+def mask_bytes(run: RunConfig) -> int:
+    """Bytes of the masks that all layers share in one micro-batch: of documents whose sequence is on several ranks."""
+    if not _masks_documents(run):
         return 0
-    # rank r's chunks of c tokens see the (r + 1) c and the (2 cp - r) c keys up to their own ends
+    sizes, samples = Sizes.of(run), run.train.micro_batch_size or 1
+    scores = samples * _scores(run.train.seq_length or 0, run.parallel.context_parallel_size)
+    alibi = run.model.position_embedding_type == "alibi"
+    return scores * (sizes.heads * FP32 if alibi else sizes.element)
+
+
+def _masks_documents(run: RunConfig) -> bool:
+    return run.data.reset_attention_mask and run.parallel.context_parallel_size > 1
+
+
+def _scores(length: int, cp: int) -> int:
+    """Of how many queries and keys a rank has a bias; its chunks, r and 2 cp - 1 - r, see keys up to their own ends."""
     chunk = length // (2 * cp)
-    scores = length**2 if cp == 1 else chunk**2 * (2 * cp + 1)
-    return sizes.heads * scores * FP32
+    return length**2 if cp == 1 else chunk**2 * (2 * cp + 1)
 
 
 def chunk_bytes(run: RunConfig, vocab_size: int, stage: int, chunk: int = 0) -> int:
@@ -255,7 +270,7 @@ def chunk_bytes(run: RunConfig, vocab_size: int, stage: int, chunk: int = 0) -> 
     chunks = run.virtual_pipeline_model_parallel_size or 1
     first = stage == 0 and chunk == 0
     last = stage == run.parallel.pipeline_model_parallel_size - 1 and chunk == chunks - 1
-    total = layers_bytes(run, run.layers_per_chunk[stage][chunk])
+    total = layers_bytes(run, run.layers_per_chunk[stage][chunk]) + mask_bytes(run)
     total += sum(embedding_terms(run).values()) if first else 0
     return total + (sum(head_terms(run, vocab_size).values()) if last else 0)
 

@@ -14,13 +14,14 @@ from megatron_ext.config import RunConfig
 from megatron_ext.config.rules import failures
 from megatron_ext.model.gpt import PretrainGPT, build_model
 from megatron_ext.parallel.world import start_layout
+from megatron_ext.planning import activation_memory
 from megatron_ext.planning.activation_memory import (
     FP32,
     chunk_bytes,
     chunks_in_flight,
-    is_counted,
     layer_bytes,
     layer_terms,
+    mask_bytes,
     peak_bytes,
     recomputed_bytes,
     shared_bytes,
@@ -70,8 +71,8 @@ def chunks_of(run: RunConfig, rank: int) -> Iterator[list[PretrainGPT]]:
         dist.destroy_process_group()
 
 
-def saved_by_autograd(run: RunConfig, chunk: PretrainGPT) -> int:
-    """Bytes of all storages that a forward pass of `chunk` saves, parameters left out."""
+def saved_by_autograd(run: RunConfig, chunk: PretrainGPT, starts: torch.Tensor | None = None) -> int:
+    """Bytes of all storages that a forward pass of `chunk` saves, parameters left out; STARTS: of documents."""
     samples, length = run.train.micro_batch_size, run.train.seq_length // run.parallel.context_parallel_size
     tokens = torch.randint(0, VOCAB_SIZE - 1, (samples, length))
     batch = {
@@ -79,7 +80,7 @@ def saved_by_autograd(run: RunConfig, chunk: PretrainGPT) -> int:
         "labels": tokens.clone(),
         "position_ids": torch.arange(length).repeat(samples, 1),
         "loss_mask": torch.ones(samples, length),
-    }
+    } | ({} if starts is None else {"document_starts": starts})
     parameters = {parameter.untyped_storage().data_ptr() for parameter in chunk.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -138,26 +139,54 @@ def test_a_rank_of_a_larger_world_saves_what_the_formula_says(family: str, layou
 def masks_of_a_cpu(run: RunConfig, rank: int) -> int:
     """PyTorch's kernels on a CPU know no triangle at the end of a rectangle: they take fp32 masks for chunks."""
     cp = run.parallel.context_parallel_size
+    if cp == 1:
+        return 0
     chunk = run.train.seq_length // (2 * cp)
     keys = [(index + 1) * chunk for index in (rank, 2 * cp - 1 - rank)]
     # the first chunk of all is a plain triangle
     return sum(FP32 * chunk * count for count in keys if count > chunk)
 
 
+@pytest.mark.parametrize("isolated", [False, True], ids=["stream", "documents"])
 @pytest.mark.parametrize("recompute", ["none", "core attention", "mlp", "full"])
-@pytest.mark.parametrize(("cp", "tp"), [(2, 1), (4, 1), (2, 2)])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_rank_of_a_sequence_saves_what_the_formula_says(family: str, cp: int, tp: int, recompute: str):
+@pytest.mark.parametrize(("cp", "tp"), [(1, 1), (2, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize("family", [*FAMILIES, "filtered"])
+def test_a_rank_of_a_sequence_and_its_documents_save_what_the_formula_says(
+    family: str, cp: int, tp: int, recompute: str, isolated: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(activation_memory, "SHORTEST_SHARE", 1.0)  # `document_starts` need no padding
     run = tiny_run(
         family, world_size=cp * tp, num_layers=4, context_parallel_size=cp, tensor_model_parallel_size=tp,
-        sequence_parallel=tp > 1, **RECOMPUTE[recompute],
+        sequence_parallel=tp > 1, reset_attention_mask=isolated, **RECOMPUTE[recompute],
     )  # fmt: skip
     attends = recompute in ("none", "mlp")
     alibi = run.model.position_embedding_type == "alibi"
+    starts = document_starts(run) if isolated else None
+    # what recomputation begins with
+    more = starts.nbytes if isolated and not attends else 0
     for rank in range(cp):
         with chunks_of(run, rank * tp) as [chunk]:
-            masks = masks_of_a_cpu(run, rank) if attends and not alibi else 0
-            assert saved_by_autograd(run, chunk) == chunk_bytes(run, VOCAB_SIZE, 0) + shared_by(run) + masks, rank
+            more = masks_of_a_cpu(run, rank) if attends and not alibi and not isolated else more
+            less = 0 if attends else mask_bytes(run)
+            expected = chunk_bytes(run, VOCAB_SIZE, 0) + shared_by(run) + more - less
+            assert saved_by_autograd(run, chunk, starts) == expected, rank
+
+
+def document_starts(run: RunConfig) -> torch.Tensor:
+    """Of two samples, one a single document, the other with a border in the middle of every chunk of 2 cp."""
+    length = run.train.seq_length
+    chunk = length // (2 * run.parallel.context_parallel_size)
+    places = torch.arange(length)
+    borders = places - (places - chunk // 2) % chunk
+    return torch.stack([torch.zeros_like(places), borders.clamp(min=0)])
+
+
+def test_padded_documents_stay_below_the_formula():
+    run = tiny_run("llama", num_layers=4, reset_attention_mask=True)
+    ends = torch.tensor([[0] * 7 + [7] * 9, [0] * 6 + [6] * 5 + [11] * 5])
+    with chunks_of(run, 0) as [chunk]:
+        found, bound = saved_by_autograd(run, chunk, ends), chunk_bytes(run, VOCAB_SIZE, 0) + shared_bytes(run)
+    assert 0.9 * bound < found < bound
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -239,10 +268,3 @@ def test_the_peak_is_what_is_in_flight():
 def test_the_layouts_are_legal():
     for world_size, flags in LAYOUTS.values():
         assert not failures(tiny_run("llama", world_size=world_size, num_layers=4, **flags), "model")
-
-
-def test_the_forms_say_where_they_do_not_hold():
-    assert is_counted(tiny_run())
-    assert not is_counted(tiny_run(reset_attention_mask=True))
-    assert is_counted(tiny_run(context_parallel_size=2))
-    assert not is_counted(tiny_run(localized_filtering=True))
