@@ -232,20 +232,31 @@ def shared_bytes(run: RunConfig) -> int:
     """Bytes of what all layers and micro-batches of a rank share: RoPE's tables or ALiBi's bias."""
     sizes, length, cp = Sizes.of(run), run.train.seq_length or 0, run.parallel.context_parallel_size
     if run.model.position_embedding_type == "rope":
-        rotated = int(run.model.head_dim * run.model.rotary_percent)
-        return 2 * length // cp * (rotated // 2) * sizes.element
+        return 0 if _restarts(run) else length // cp * _rotary_row(run)
     alibi = run.model.position_embedding_type == "alibi"
     return sizes.heads * _scores(length, cp) * FP32 if alibi and not _masks_documents(run) else 0
 
 
-def mask_bytes(run: RunConfig) -> int:
-    """Bytes of the masks that all layers share in one micro-batch: of documents whose sequence is on several ranks."""
-    if not _masks_documents(run):
-        return 0
+def micro_batch_bytes(run: RunConfig) -> int:
+    """Bytes that all layers share of one micro-batch: RoPE's rows where places restart, masks of shared documents."""
     sizes, samples = Sizes.of(run), run.train.micro_batch_size or 1
+    rows = sizes.tokens * _rotary_row(run) if _restarts(run) else 0
+    if not _masks_documents(run):
+        return rows
     scores = samples * _scores(run.train.seq_length or 0, run.parallel.context_parallel_size)
     alibi = run.model.position_embedding_type == "alibi"
-    return scores * (sizes.heads * FP32 if alibi else sizes.element)
+    return rows + scores * (sizes.heads * FP32 if alibi else sizes.element)
+
+
+def _restarts(run: RunConfig) -> bool:
+    restart = run.data.reset_position_ids and not run.data.reset_attention_mask
+    return run.model.position_embedding_type == "rope" and restart
+
+
+def _rotary_row(run: RunConfig) -> int:
+    """Bytes of the cosines and sines of one place."""
+    rotated = int(run.model.head_dim * run.model.rotary_percent)
+    return 2 * (rotated // 2) * Sizes.of(run).element
 
 
 def _masks_documents(run: RunConfig) -> bool:
@@ -270,7 +281,8 @@ def chunk_bytes(run: RunConfig, vocab_size: int, stage: int, chunk: int = 0) -> 
     chunks = run.virtual_pipeline_model_parallel_size or 1
     first = stage == 0 and chunk == 0
     last = stage == run.parallel.pipeline_model_parallel_size - 1 and chunk == chunks - 1
-    total = layers_bytes(run, run.layers_per_chunk[stage][chunk]) + mask_bytes(run)
+    total = layers_bytes(run, run.layers_per_chunk[stage][chunk])
+    total += micro_batch_bytes(run) if _records_attention(run) else 0
     total += sum(embedding_terms(run).values()) if first else 0
     return total + (sum(head_terms(run, vocab_size).values()) if last else 0)
 
@@ -295,8 +307,17 @@ def recomputed_bytes(run: RunConfig) -> int:
     train = run.train
     if train.recompute_granularity == "full":
         count = train.recompute_num_layers or 1 if train.recompute_method == "uniform" else 1
-        return min(count, max(map(max, run.layers_per_chunk))) * layer_bytes(run)
-    return layer_bytes(run, recompute=False) - layer_bytes(run)
+        again = min(count, max(map(max, run.layers_per_chunk))) * layer_bytes(run)
+    else:
+        again = layer_bytes(run, recompute=False) - layer_bytes(run)
+    return again + (0 if _records_attention(run) else micro_batch_bytes(run))
+
+
+def _records_attention(run: RunConfig) -> bool:
+    """Whether the forward pass itself saves what attention needs, in some layer."""
+    if run.train.recompute_granularity == "full":
+        return run.train.recompute_method == "block"
+    return "core_attn" not in selectively_recomputed(run)
 
 
 def chunks_in_flight(run: RunConfig, stage: int) -> Counter[int]:

@@ -21,7 +21,7 @@ from megatron_ext.planning.activation_memory import (
     chunks_in_flight,
     layer_bytes,
     layer_terms,
-    mask_bytes,
+    micro_batch_bytes,
     peak_bytes,
     recomputed_bytes,
     shared_bytes,
@@ -42,6 +42,7 @@ RECOMPUTE = {
     "full, first layer": {**FULL, "recompute_method": "block"},
 }
 FAMILIES = ("llama", "grouped_queries", "alibi", "bloom", "moss", "megatron_default", "norm_head", "attention_bias")
+DOCUMENTS = {"stream": {}, "isolated": {"reset_attention_mask": True}, "restarted": {"reset_position_ids": True}}
 SP = {"sequence_parallel": True}
 LAYOUTS = {
     "tp2": (2, {"tensor_model_parallel_size": 2}),
@@ -147,28 +148,29 @@ def masks_of_a_cpu(run: RunConfig, rank: int) -> int:
     return sum(FP32 * chunk * count for count in keys if count > chunk)
 
 
-@pytest.mark.parametrize("isolated", [False, True], ids=["stream", "documents"])
+@pytest.mark.parametrize("documents", DOCUMENTS)
 @pytest.mark.parametrize("recompute", ["none", "core attention", "mlp", "full"])
 @pytest.mark.parametrize(("cp", "tp"), [(1, 1), (2, 1), (4, 1), (2, 2)])
 @pytest.mark.parametrize("family", [*FAMILIES, "filtered"])
 def test_a_rank_of_a_sequence_and_its_documents_save_what_the_formula_says(
-    family: str, cp: int, tp: int, recompute: str, isolated: bool, monkeypatch: pytest.MonkeyPatch
+    family: str, cp: int, tp: int, recompute: str, documents: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(activation_memory, "SHORTEST_SHARE", 1.0)  # `document_starts` need no padding
     run = tiny_run(
         family, world_size=cp * tp, num_layers=4, context_parallel_size=cp, tensor_model_parallel_size=tp,
-        sequence_parallel=tp > 1, reset_attention_mask=isolated, **RECOMPUTE[recompute],
+        sequence_parallel=tp > 1, **DOCUMENTS[documents], **RECOMPUTE[recompute],
     )  # fmt: skip
     attends = recompute in ("none", "mlp")
-    alibi = run.model.position_embedding_type == "alibi"
-    starts = document_starts(run) if isolated else None
+    alibi, rope = (run.model.position_embedding_type == kind for kind in ("alibi", "rope"))
+    told = documents == "isolated" or (documents == "restarted" and rope)
+    starts = document_starts(run) if told else None
     # what recomputation begins with
-    more = starts.nbytes if isolated and not attends else 0
+    more = starts.nbytes if told and not attends else 0
     for rank in range(cp):
         with chunks_of(run, rank * tp) as [chunk]:
-            more = masks_of_a_cpu(run, rank) if attends and not alibi and not isolated else more
-            less = 0 if attends else mask_bytes(run)
-            expected = chunk_bytes(run, VOCAB_SIZE, 0) + shared_by(run) + more - less
+            if attends and not alibi and documents != "isolated":
+                more = masks_of_a_cpu(run, rank)
+            expected = chunk_bytes(run, VOCAB_SIZE, 0) + shared_by(run) + more
             assert saved_by_autograd(run, chunk, starts) == expected, rank
 
 
@@ -223,6 +225,11 @@ def test_a_recomputed_module_comes_back_whole():
     assert recomputed_bytes(run) == layer_bytes(plain) - layer_bytes(run) > 0
     assert recomputed_bytes(tiny_run("llama", num_layers=4, **RECOMPUTE["full, pairs"])) == 2 * layer_bytes(plain)
     assert recomputed_bytes(plain) == 0
+    restarted = tiny_run("llama", num_layers=3, reset_position_ids=True, **RECOMPUTE["core attention"])
+    again = recomputed_bytes(restarted) - recomputed_bytes(
+        tiny_run("llama", num_layers=3, **RECOMPUTE["core attention"])
+    )
+    assert again == micro_batch_bytes(restarted) > 0
 
 
 def test_the_terms_of_the_published_block():
