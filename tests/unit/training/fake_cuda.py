@@ -38,6 +38,7 @@ OPERATIONS = {
 GROUPS = {
     "TENSOR_MODEL_PARALLEL_GROUP": "tp", "PIPELINE_MODEL_PARALLEL_GROUP": "pp",
     "DATA_PARALLEL_GROUP_WITH_CP": "dp", "MODEL_PARALLEL_GROUP": "model", "EMBEDDING_GROUP": "embedding",
+    "CONTEXT_PARALLEL_GROUP": "cp",
     "default_pg": "world", "INTRA_DISTRIBUTED_OPTIMIZER_INSTANCE_GROUP": "instance",
 }  # fmt: skip
 """The description that megatron-core (or torch) gives a group, to its kind."""
@@ -100,6 +101,11 @@ def module_to_cuda(module: torch.nn.Module, *_: object) -> torch.nn.Module:
     return module
 
 
+def lower_right_triangle(queries: int, keys: int) -> torch.Tensor:
+    """The mask that `causal_lower_right` stands for, whole."""
+    return torch.ones(queries, keys, dtype=torch.bool, device="cuda").tril(keys - queries)
+
+
 _STATE = torch.get_rng_state()
 DRIVER: dict[str, Callable[..., Any]] = {
     "torch.cuda.set_device": lambda *_: None,
@@ -111,6 +117,8 @@ DRIVER: dict[str, Callable[..., Any]] = {
     "megatron.core.tensor_parallel.random._get_cuda_rng_state": lambda *_, **__: _STATE,
     "megatron.core.tensor_parallel.random._set_cuda_rng_state": lambda *_, **__: None,
     "torch.nn.Module.cuda": module_to_cuda,
+    # a tensor of a class of its own, which cannot be made inside FakeTensorMode
+    "megatron_ext.model.context_parallel.causal_lower_right": lower_right_triangle,
     # torch.compile cannot be asked for a kernel from inside FakeTensorMode
     "megatron_ext.platform.kernels.has_triton": lambda: False,
 }

@@ -22,9 +22,11 @@ MODELS = {
     "gpt2": "--num-attention-heads 8",
     "moss": f"--num-attention-heads 8 --parallel-residual --disable-bias-linear --add-mlp-up-bias "
     f"--add-mlp-down-bias {UNTIED} --position-embedding-type rope --rotary-percent 0.5 --rotary-interleaved",
+    "yuan": f"{LLAMA} --num-attention-heads 16 --num-query-groups 8 --kv-channels 8 --position-embedding-type rope "
+    "--localized-filtering",
 }
 
-TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
+TP, PP, CP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size", "--context-parallel-size"
 RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 
 
@@ -41,6 +43,16 @@ LAYOUTS = {
     "1 recompute": Layout(1, f"--num-layers 2 --global-batch-size 2 {RECOMPUTE}", (0,)),
     "8 tp sp": Layout(8, f"--num-layers 2 --global-batch-size 2 {TP} 8 --sequence-parallel", (0, 7)),
     "8 3d": Layout(8, f"--num-layers 2 --global-batch-size 4 {TP} 2 {PP} 2 --use-distributed-optimizer", (0, 7)),
+    "8 cp": Layout(
+        8,
+        f"--num-layers 2 --global-batch-size 4 {TP} 2 --sequence-parallel {CP} 2 --use-distributed-optimizer",
+        (0, 7),
+    ),
+    "64 cp": Layout(
+        64,
+        f"--num-layers 4 --global-batch-size 8 {TP} 2 {PP} 2 {CP} 4 --bf16 --recompute-granularity selective",
+        (0, 20, 63),
+    ),
     "64 vpp": Layout(
         64,
         f"--num-layers 8 --global-batch-size 8 {TP} 8 {PP} 4 --num-virtual-stages-per-pipeline-rank 2 --bf16",

@@ -43,12 +43,15 @@ class Place:
         self.run: RunConfig = case.run()
         parallel, model = self.run.parallel, self.run.model
         self.tp, self.pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-        stage = Grid.of_world(self.run.world_size, self.tp, self.pp).coordinates(case.rank).pp_rank
+        self.cp = parallel.context_parallel_size
+        stage = Grid.of_world(self.run.world_size, self.tp, self.pp, self.cp).coordinates(case.rank).pp_rank
         self.first, self.last = stage == 0, stage == self.pp - 1
         self.chunks = self.run.virtual_pipeline_model_parallel_size or 1
         self.layers, self.micro_batches = self.run.layers_per_stage[stage], self.run.num_microbatches
         self.tied = not model.untie_embeddings_and_output_weights
-        self.recomputes = self.run.train.recompute_granularity == "full"
+        self.filtered = model.localized_filtering
+        self.reducing = self.run.data_parallel_size * self.cp
+        """Ranks that sum their gradients: all with the same weights, whether their samples or their tokens differ."""
 
     @property
     def parameters(self) -> int:
@@ -57,6 +60,8 @@ class Place:
         counts = parameter_counts(model, rows, self.run.max_position_embeddings)
         _, output_bias, _, down_bias = model.biased_projections
         whole = (output_bias + down_bias) * (model.hidden_size or 0)
+        # the filter's second convolution and its norm
+        whole += 2 * self.filtered * (model.hidden_size or 0)
         layer = (counts.attention + counts.mlp - whole) // self.tp + whole + counts.layer_norms
         begin = counts.word_embedding // self.tp + counts.position_embedding + counts.embedding_norm
         # the last stage has a copy of tied embeddings, unless it is the first as well
@@ -82,6 +87,7 @@ def expected(place: Place, buckets: int) -> Counts:
     counts["dp", "all_gather"] += buckets if sharded else 0
     counts["embedding", "all_reduce"] += place.tied and place.pp > 1 and (place.first or place.last)
     counts += tensor_parallel(place) if place.tp > 1 else Counter()
+    counts += context_parallel(place) if place.cp > 1 else Counter()
     # every chunk but the model's first receives an activation and sends a gradient; every chunk but its last the rest
     moves = place.micro_batches * (2 * place.chunks - place.first - place.last)
     return +(counts + Counter({("pp", "send"): moves, ("pp", "recv"): moves}))
@@ -89,7 +95,7 @@ def expected(place: Place, buckets: int) -> Counts:
 
 def copies(place: Place) -> bool:
     """Whether other ranks hold the same reduced gradients."""
-    return place.run.data_parallel_size > 1 and not place.run.parallel.use_distributed_optimizer
+    return place.reducing > 1 and not place.run.parallel.use_distributed_optimizer
 
 
 def tensor_parallel(place: Place) -> Counts:
@@ -101,15 +107,30 @@ def tensor_parallel(place: Place) -> Counts:
     if not place.run.parallel.sequence_parallel:
         # forward: attention, feed-forward, embedding; backward: both again, output layer
         counts["tp", "all_reduce"] += 4 * layers + first + last
+        # filter: what its second product sums, and the gradients of its first one's input and of the values' input
+        counts["tp", "all_reduce"] += 3 * layers * place.filtered
         return scaled(counts, place.micro_batches)
     learned = place.run.model.position_embedding_type == "learned_absolute"
     # the output layer, whose loss computes the weight's gradient at once, gathers its input once
     counts["tp", "all_gather"] += (2 + 4) * layers + first + last
     counts["tp", "reduce_scatter"] += (2 + 2) * layers + (first and not learned) + last
+    # filter: two more products whose input is gathered, both ways, and one whose output is scattered
+    counts["tp", "all_gather"] += (2 + 3) * layers * place.filtered
+    counts["tp", "reduce_scatter"] += (1 + 2) * layers * place.filtered
     # learned positions are added to the whole sequence, which is cut afterwards
     counts["tp", "all_reduce"] += first and learned
     # once per step, the gradients of the norms, each of which saw a part of the sequence
     return scaled(counts, place.micro_batches) + Counter({("tp", "all_reduce"): 1})
+
+
+def context_parallel(place: Place) -> Counts:
+    """The part of the ranks that share sequences: keys and values, and a token before each chunk for a convolution."""
+    gathered = place.layers * (1 + 2 * place.filtered)
+    # selective recomputation gathers keys and values again, and keeps none of them for the backward pass
+    again = place.layers * (place.run.train.recompute_granularity == "selective")
+    return scaled(
+        Counter({("cp", "all_gather"): gathered + again, ("cp", "reduce_scatter"): gathered}), place.micro_batches
+    )
 
 
 def scaled(counts: Counts, factor: int) -> Counts:
@@ -179,7 +200,8 @@ def test_every_bucket_is_reduced_once_and_holds_every_parameter(case: Case, happ
 def test_what_moves_has_the_right_size_and_type_and_is_on_the_device(case: Case, happened: dict[str, Any]):
     place, model = Place(case), case.run().model
     compute = "bfloat16" if place.run.train.bf16 else "float32"
-    hidden = (place.run.train.seq_length or 0) * (place.run.train.micro_batch_size or 0) * (model.hidden_size or 0)
+    hidden = (place.run.train.seq_length or 0) // place.cp * (place.run.train.micro_batch_size or 0)
+    hidden *= model.hidden_size or 0
     part = hidden // place.tp if place.run.parallel.sequence_parallel else hidden
     for step in happened[case.name]["steps"]:
         assert step["finite"] and not step["skipped"]
@@ -206,7 +228,7 @@ def test_parameters_gradients_and_state_lie_on_the_device(case: Case, happened: 
     # two moments in fp32; with the distributed optimizer a dp-th part of each bucket, less what is padding
     assert report["state"]["types"] == ["float32 cuda"]
     sizes = [size for chunk in report["buckets"] for size, _ in chunk]
-    most = sum(sizes) // place.run.data_parallel_size
+    most = sum(sizes) // place.reducing
     if place.run.parallel.use_distributed_optimizer:
         assert most - (sum(sizes) - place.parameters) <= report["state"]["elements"] // 2 <= most
     else:
