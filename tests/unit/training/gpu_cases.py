@@ -24,6 +24,11 @@ MODELS = {
     f"--add-mlp-down-bias {UNTIED} --position-embedding-type rope --rotary-percent 0.5 --rotary-interleaved",
     "yuan": f"{LLAMA} --num-attention-heads 16 --num-query-groups 8 --kv-channels 8 --position-embedding-type rope "
     "--localized-filtering",
+    # biases, scaled frequencies, one key/value head for several ranks
+    "qwen": f"{LLAMA} --num-attention-heads 16 --num-query-groups 2 --kv-channels 8 --add-qkv-bias "
+    "--position-embedding-type rope --rope-scaling-type ntk --rope-scaling-factor 2",
+    "telechat": f"{LLAMA} --num-attention-heads 8 --position-embedding-type rope --add-attention-output-bias "
+    "--add-mlp-down-bias --embedding-multiplier 4 --logits-multiplier 0.5",
 }
 
 TP, PP, CP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size", "--context-parallel-size"

@@ -49,7 +49,7 @@ class Place:
         self.chunks = self.run.virtual_pipeline_model_parallel_size or 1
         self.layers, self.micro_batches = self.run.layers_per_stage[stage], self.run.num_microbatches
         self.tied = not model.untie_embeddings_and_output_weights
-        self.filtered = model.localized_filtering
+        self.filtered, self.shares_heads = model.localized_filtering, model.query_groups < self.tp
         self.reducing = self.run.data_parallel_size * self.cp
         """Ranks that sum their gradients: all with the same weights, whether their samples or their tokens differ."""
 
@@ -104,6 +104,9 @@ def tensor_parallel(place: Place) -> Counts:
     counts: Counts = Counter()
     # the largest logit; the label's logit and the sum of exponentials
     counts["tp", "all_reduce"] += 2 * last
+    # where ranks share a key/value head, the projections of all ranks are gathered
+    for operation in ("all_gather", "reduce_scatter"):
+        counts["tp", operation] += layers * place.shares_heads
     if not place.run.parallel.sequence_parallel:
         # forward: attention, feed-forward, embedding; backward: both again, output layer
         counts["tp", "all_reduce"] += 4 * layers + first + last
@@ -200,8 +203,10 @@ def test_every_bucket_is_reduced_once_and_holds_every_parameter(case: Case, happ
 def test_what_moves_has_the_right_size_and_type_and_is_on_the_device(case: Case, happened: dict[str, Any]):
     place, model = Place(case), case.run().model
     compute = "bfloat16" if place.run.train.bf16 else "float32"
-    hidden = (place.run.train.seq_length or 0) // place.cp * (place.run.train.micro_batch_size or 0)
-    hidden *= model.hidden_size or 0
+    tokens = (place.run.train.seq_length or 0) // place.cp * (place.run.train.micro_batch_size or 0)
+    hidden = tokens * (model.hidden_size or 0)
+    projected = tokens * (model.heads + 2 * model.query_groups) * model.head_dim
+    whole = {hidden, projected} if place.shares_heads else {hidden}
     part = hidden // place.tp if place.run.parallel.sequence_parallel else hidden
     for step in happened[case.name]["steps"]:
         assert step["finite"] and not step["skipped"]
@@ -211,7 +216,7 @@ def test_what_moves_has_the_right_size_and_type_and_is_on_the_device(case: Case,
             if kind in {("pp", "send"), ("pp", "recv")}:
                 assert (entry["elements"], entry["dtype"]) == (part, compute)
             elif kind in {("tp", "all_gather"), ("tp", "reduce_scatter")}:
-                assert (entry["elements"], entry["dtype"]) == (hidden, compute)
+                assert entry["elements"] in whole and entry["dtype"] == compute
             elif kind == ("dp", "reduce_scatter"):
                 assert entry["dtype"] == "float32"
             elif kind == ("dp", "all_gather"):
