@@ -39,7 +39,7 @@ test-unit: install-dev  ## the tests that start no gloo processes
 test-slow: install-dev  ## the tests that start processes and drive whole commands
 	$(PY) -m pytest $(SLOW) tests $(PYTEST_ARGS)
 
-test-all: test  ## and every legal layout of up to 8 processes: hours
+test-all: test  ## and every legal layout of up to 8 processes: some two hours on 2 cores
 	$(PY) -m pytest -m whole tests -v $(PYTEST_ARGS)
 
 test-gpu: install-dev  ## what needs GPUs; with several of them, layouts over NCCL too

@@ -69,8 +69,8 @@ def prefer_throughput() -> None:
     """Schedule this thread, and those that it will start, as batch work if no other policy was chosen for it.
 
     gloo's thread tries for a connection's lock again and again while another thread sends. As an interactive task it
-    takes the core from the very thread that it waits for: with more ranks than cores a small all-reduce took 4 to 8
-    times as long. A batch task takes no core from a running one when it wakes.
+    takes the core from the very thread that it waits for: with as many ranks as cores, or more, a small all-reduce
+    takes twice as long (`benchmarks/collectives.py`). A batch task takes no core from a running one when it wakes.
     """
     with contextlib.suppress(OSError):  # a sandbox may forbid it; it is only slower then
         if os.sched_getscheduler(0) == os.SCHED_OTHER:
