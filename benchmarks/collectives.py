@@ -10,9 +10,11 @@ all-reduce until the last rank has it; `ratio` is the default's time over the ot
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.sides.rounds import in_turns, load_average, machine, ratios, spread
 from benchmarks.sides.step_sides import LLAMA, SHAPE, connected, run_of
-from benchmarks.sides.workers import Workers, serve, take_stdout, timed
+from benchmarks.sides.workers import Answer, Workers, serve, take_stdout, timed
 
 DEFAULT, BATCH = "default", "batch"
 
@@ -33,25 +35,16 @@ def main() -> None:
         return
     load = load_average()
     with ExitStack() as stack:
-        workers: dict[int, Workers] = {}
+        sides: dict[str, tuple[Workers, str]] = {}
         for ranks in options.ranks:
             command = [sys.executable, "-W", "ignore", __file__, f"--rank-of={ranks}"]
             command += [f"--numbers={options.numbers}", f"--calls={options.calls}"]
-            workers[ranks] = Workers(command, ranks, threads=1)
-            stack.callback(workers[ranks].end)
-        sides = {(ranks, policy): (workers[ranks], policy) for ranks in options.ranks for policy in (DEFAULT, BATCH)}
-        for (ranks, policy), (side, word) in sides.items():
-            sums = {answer["outcome"] for answer in side.ask(word)}
-            if sums != {float(ranks)}:
-                raise SystemExit(f"{ranks} ranks, {policy}: a sum of ones is {sums}")
-        seconds = in_turns(
-            {
-                f"{ranks} {policy}": lambda _, side=side, word=word: max(a["seconds"] for a in side.ask(word))
-                for (ranks, policy), (side, word) in sides.items()
-            },
-            options.rounds,
-            0,
-        )
+            workers = Workers(command, ranks, threads=1)
+            stack.callback(workers.end)
+            sides |= {f"{ranks} {policy}": (workers, policy) for policy in (DEFAULT, BATCH)}
+        refuse_different_sums({name: workers.ask(policy) for name, (workers, policy) in sides.items()})
+        turns = {name: functools.partial(slowest, *side) for name, side in sides.items()}
+        seconds = in_turns(turns, options.rounds, 0)
     line = {
         "benchmark": "collectives",
         "what": f"all_reduce of {options.numbers} fp32 numbers over gloo",
@@ -65,6 +58,19 @@ def main() -> None:
         **machine(load),
     }
     print(json.dumps(line))
+
+
+def refuse_different_sums(answers: Mapping[str, list[Answer]]) -> None:
+    """End the benchmark where a sum of ones, one of each rank, is not the number of ranks."""
+    for name, ranks in answers.items():
+        sums = {answer["outcome"] for answer in ranks}
+        if sums != {float(len(ranks))}:
+            raise SystemExit(f"{name}: a sum of {len(ranks)} ones is {sums}")
+
+
+def slowest(workers: Workers, policy: str, _: int) -> float:
+    """Seconds until the last rank has made its calls."""
+    return max(float(answer["seconds"]) for answer in workers.ask(policy))
 
 
 def parse_arguments() -> argparse.Namespace:

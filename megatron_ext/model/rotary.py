@@ -37,8 +37,8 @@ def apply_rotary(
     weights and megatron-core's default.
     """
     rotated = int(x.shape[-1] * rotary.percent)
-    angles = (length or x.shape[0], rotated, rotary, x.dtype, x.device)
-    cos, sin = rotary_tables(*angles) if positions is None else _tables_at(SameMemory(positions), *angles)
+    tables = (length or x.shape[0], rotated, rotary, x.dtype, x.device)
+    cos, sin = rotary_tables(*tables) if positions is None else _tables_at(SameMemory(positions), *tables)
     return _Rotate.apply(x, cos, sin, rotary.interleaved, compiled(rotated_formula) if kernels == COMPILED else _rotate)
 
 

@@ -19,13 +19,17 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(0)]
 
 STEPS = 2
 """The gradients of the first are compared, and the loss of the second shows that they were applied."""
-PROCESSES = range(1, MOST_PROCESSES + 1)
+PROCESSES = (1, 2, 3, 4, 6, 8)
+"""Of 5 and of 7 no layout is legal: `subset`, which asks the rules about all numbers, has none. It takes long to ask,
+so no test is named after its answer."""
 
 
 @functools.cache
 def subset() -> list[Case]:
     """Few cases in which any two choices meet."""
-    return covering([case for model in FAMILIES for n in PROCESSES for case in legal_cases(model, n)])
+    return covering(
+        [case for model in FAMILIES for n in range(1, MOST_PROCESSES + 1) for case in legal_cases(model, n)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +52,10 @@ def test_legal_choices_meet_in_the_subset_and_others_do_not():
     assert not any({("sequence", "sp"), ("tensor", "tp1")} <= choices for choices in met)
     assert not any({("virtual", "vpp2"), ("pipeline", "pp1")} <= choices for choices in met)
     assert {case.model for case in subset()} == set(FAMILIES)
+    assert {case.processes for case in subset()} == set(PROCESSES)
 
 
-@pytest.mark.parametrize("processes", sorted({case.processes for case in subset()}))
+@pytest.mark.parametrize("processes", PROCESSES)
 def test_any_two_choices_together_change_nothing(data: Path, processes: int):
     assert_layouts_change_nothing(data, [case for case in subset() if case.processes == processes])
 
